@@ -1,0 +1,73 @@
+# Every target that runs Python uses .venv, which it makes when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Also pins what pip installs into the isolated environments in which it builds packages.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MPLBACKEND ?= Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test test-all check lint types layers format wheel demo fashion bench \
+	bench-smoke docs-tables clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## make .venv with the package (editable) and every tool for development
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+test: venv  ## the tests that every change must pass
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not ray"
+
+test-all: venv  ## all tests; those whose device or extra is missing skip themselves
+	$(BIN)/python -m pytest -q
+
+check: lint types layers  ## every static check
+
+lint: venv  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv  ## mypy, strict
+	$(BIN)/mypy
+
+layers: venv  ## import-linter: imports point downwards only
+	$(BIN)/lint-imports
+
+format: venv  ## rewrite the files as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: venv  ## build the wheel, install it in a bare environment and check it there
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --wheel --outdir dist
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	build/wheel/bin/python -I .ci/check_wheel.py
+	rm -rf build/wheel
+
+demo: venv  ## train once and search, on scikit-learn's digits
+	$(BIN)/python examples/digits.py
+
+fashion: venv  ## the same on Fashion-MNIST
+	$(BIN)/python examples/fashion_mnist.py
+
+bench: venv  ## run every benchmark and write its JSON
+	$(BIN)/python -m benchmarks.run
+
+bench-smoke: venv  ## the same, as small as it goes: only shows that the scripts run
+	$(BIN)/python -m benchmarks.run --smoke
+
+docs-tables: venv  ## generate the tables in docs/ from the benchmarks' JSON
+	$(BIN)/python -m benchmarks.tables
+
+clean:  ## remove environments, builds and caches
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

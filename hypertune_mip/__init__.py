@@ -1,0 +1,55 @@
+"""Train one hypernetwork once, then evaluate any setting of regularisation and loss weights at once.
+
+    space     = SearchSpace({...})                    Optuna's distributions
+    hypernet  = HyperNetwork(network, space)          the user's network, conditioned on them
+    surrogate = fit(hypernet, loss, train_loader, metric=metric, val_loader=val_loader)
+    surrogate.evaluate(config)                        no training
+
+The names here are the public interface; `losses`, `nn` and `callbacks` are public modules.
+"""
+
+from hypertune_mip import losses, nn
+from hypertune_mip.errors import (
+    DataError,
+    HypertuneError,
+    HypertuneWarning,
+    LossError,
+    MissingExtraError,
+    NetworkError,
+    SpaceError,
+    StorageError,
+    TrainingError,
+)
+from hypertune_mip.heads import Dense, Head, LowRank, RankOne
+from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.space import SearchSpace
+from hypertune_mip.surrogate import Optimum, ParetoPoint, Surrogate, fit
+from hypertune_mip.training import OptionError, callbacks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "Dense",
+    "Head",
+    "HyperNetwork",
+    "HypertuneError",
+    "HypertuneWarning",
+    "LossError",
+    "LowRank",
+    "MissingExtraError",
+    "NetworkError",
+    "Optimum",
+    "OptionError",
+    "ParetoPoint",
+    "RankOne",
+    "SearchSpace",
+    "SpaceError",
+    "StorageError",
+    "Surrogate",
+    "TrainingError",
+    "callbacks",
+    "fit",
+    "losses",
+    "nn",
+]

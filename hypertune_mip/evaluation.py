@@ -1,0 +1,166 @@
+"""Metrics on validation data at many settings: the batches, their means, and chunks that fit a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from hypertune_mip.errors import DataError, LossError
+from hypertune_mip.hypernetwork import HyperNetwork
+
+Metric = Callable[[nn.Module, Any], Mapping[str, Tensor]]
+"""Of (model, batch): 0-d means over the batch, by name, for one setting."""
+
+MEMORY_BUDGET = 256 * 2**20
+_CACHE_LIMIT = 2**30
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A tree of tensors on `device`."""
+    return tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), batch)
+
+
+def batch_size(batch: Any) -> int:
+    """Number of examples N of a batch whose tensors all have shape (N, ...).
+
+    Raises:
+        DataError: If it holds no tensor, something that is neither tensor nor None, or different N.
+    """
+    leaves = tree_leaves(batch)
+    strangers = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves if isinstance(leaf, Tensor)}
+    if strangers or len(sizes) != 1 or None in sizes:
+        raise DataError(
+            "A batch must be a tree (tuple, list, dict) of tensors that share their first dimension, the examples;"
+            f" got tensors with first dimensions {sorted(sizes, key=str)} and other objects {strangers}."
+        )
+    return int(sizes.pop() or 0)
+
+
+class Evaluator:
+    """Means of a metric over a fixed validation set, at any number of settings at once.
+
+    Args:
+        hypernet: The trained, or half-trained, hypernetwork.
+        metric: Written for one setting.
+        loader: Batches of validation data. They are read once and kept, on the hypernetwork's device, where they take
+            less than a gigabyte; a larger set is read anew each time.
+        memory_budget: Bytes that the settings of one chunk may take, by an estimate from the network's activations.
+
+    Raises:
+        DataError: If the loader is empty or a batch is not a tree of tensors.
+        LossError: If the metric does not return 0-d tensors by name.
+    """
+
+    def __init__(
+        self,
+        hypernet: HyperNetwork,
+        metric: Metric,
+        loader: Iterable[Any],
+        *,
+        memory_budget: int = MEMORY_BUDGET,
+    ) -> None:
+        """See the class."""
+        self.hypernet = hypernet
+        self.metric = metric
+        self.loader = loader
+        self.memory_budget = memory_budget
+        self._cache: list[Any] | None = self._read()
+        self._bytes: int | None = None
+
+    def __call__(self, units: Float[Tensor, "S d"], *, differentiable: bool = False) -> dict[str, Float[Tensor, "S"]]:
+        """Metrics by name at each setting, float64; on the hypernetwork's device.
+
+        Args:
+            units: The settings.
+            differentiable: Whether gradients flow back to `units` (and to the hypernetwork's weights).
+        """
+        training = self.hypernet.training
+        self.hypernet.eval()
+        try:
+            with torch.set_grad_enabled(differentiable):
+                parts = [self._chunk(chunk) for chunk in units.split(self.chunk_size())]
+        finally:
+            self.hypernet.train(training)
+        if not parts:
+            return {name: torch.empty(0, dtype=torch.float64) for name in self.names()}
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics, in the order in which the metric returns them."""
+        return tuple(self(self.hypernet.space.sample(1)))
+
+    def chunk_size(self) -> int:
+        """Settings that are evaluated at once."""
+        if self._bytes is None:
+            self._bytes = self._bytes_per_setting()
+        return max(1, self.memory_budget // self._bytes)
+
+    def _chunk(self, units: Tensor) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        count = 0
+        for batch in self._batches():
+            size = batch_size(batch)
+            values = self.hypernet(self._named, units, batch, split=False)
+            for name, value in values.items():
+                term = value.double() * size
+                totals[name] = totals[name] + term if name in totals else term
+            count += size
+        return {name: total / count for name, total in totals.items()}
+
+    def _named(self, model: nn.Module, batch: Any, config: Any) -> dict[str, Tensor]:
+        values = self.metric(model, batch)
+        good = isinstance(values, Mapping) and len(values) > 0
+        if not good or not all(isinstance(v, Tensor) and v.ndim == 0 for v in values.values()):
+            shown = (
+                {k: tuple(v.shape) if isinstance(v, Tensor) else v for k, v in values.items()}
+                if isinstance(values, Mapping)
+                else type(values).__name__
+            )
+            raise LossError(
+                "A metric must return 0-d tensors by name, for example"
+                f' {{"loss": F.cross_entropy(model(x), y)}}, but got {shown}.'
+            )
+        return dict(values)
+
+    def _batches(self) -> Iterator[Any]:
+        if self._cache is not None:
+            return iter(self._cache)
+        return (to_device(batch, self.hypernet.device) for batch in self.loader)
+
+    def _read(self) -> list[Any] | None:
+        kept: list[Any] = []
+        size = examples = 0
+        for batch in self.loader:
+            examples += batch_size(batch)
+            size += sum(leaf.nbytes for leaf in tree_leaves(batch))
+            if size > _CACHE_LIMIT:
+                return None
+            kept.append(to_device(batch, self.hypernet.device))
+        if not examples:
+            raise DataError("The validation loader holds no example. Pass a DataLoader or list of batches.")
+        return kept
+
+    def _bytes_per_setting(self) -> int:
+        """Activations of one setting on the first batch, twice for temporaries, and its weights."""
+        sizes: list[int] = []
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            sizes.extend(t.numel() * t.element_size() for t in tree_leaves(output) if isinstance(t, Tensor))
+
+        network = self.hypernet.network
+        leaves = [module for module in network.modules() if not list(module.children())]
+        handles = [module.register_forward_hook(note) for module in leaves]
+        try:
+            with torch.no_grad():
+                self.hypernet(self._named, self.hypernet.space.sample(1), next(self._batches()), split=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        weights = sum(p.numel() * p.element_size() for p in network.parameters())
+        return 2 * sum(sizes) + weights

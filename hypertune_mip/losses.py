@@ -1,0 +1,162 @@
+"""Losses and penalties that take hyperparameters as tensors.
+
+Each is written for ONE setting and is safe under `torch.func.vmap`. They take plain numbers too, so that the same loss
+trains a plain network from scratch.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hypertune_mip.errors import LossError
+from hypertune_mip.functional import StructuredWeight
+
+Number = Tensor | float
+_FOCAL_FLOOR = 1e-6  # (1 - p)^gamma has an infinite slope in gamma at 1 - p = 0
+
+
+def cross_entropy(logits: Tensor, target: Tensor, *, label_smoothing: Number = 0.0) -> Tensor:
+    """Mean cross-entropy against smoothed labels, 0-d.
+
+    Args:
+        logits: (N, classes), or (N, classes, ...) with further dimensions as in `torch.nn.functional.cross_entropy`.
+        target: Class indices (N, ...), or class probabilities of the shape of `logits`.
+        label_smoothing: In [0, 1]; the share of probability that is spread evenly over all classes.
+
+    Example:
+        >>> logits, target = torch.randn(8, 3), torch.randint(3, (8,))
+        >>> ours = cross_entropy(logits, target, label_smoothing=torch.tensor(0.1))
+        >>> bool(ours.isclose(F.cross_entropy(logits, target, label_smoothing=0.1)))
+        True
+    """
+    log_p = logits.log_softmax(1)
+    if target.is_floating_point():
+        exact = -(target * log_p).sum(1).mean()
+    else:
+        exact = -log_p.gather(1, target.unsqueeze(1)).mean()
+    return exact + label_smoothing * (-log_p.mean() - exact)
+
+
+def focal(logits: Tensor, target: Tensor, *, gamma: Number, label_smoothing: Number = 0.0) -> Tensor:
+    """Mean focal loss (Lin et al., 2017, arXiv 1708.02002), -(1 - p)^gamma log p, 0-d; gamma = 0 is cross-entropy.
+
+    Args:
+        logits: (N, classes, ...).
+        target: Class indices (N, ...).
+        gamma: At least 0.
+        label_smoothing: In [0, 1].
+    """
+    log_p = logits.log_softmax(1)
+    weighted = -((1 - log_p.exp()).clamp_min(_FOCAL_FLOOR) ** gamma) * log_p
+    exact = weighted.gather(1, target.unsqueeze(1)).mean()
+    return exact + label_smoothing * (weighted.mean() - exact)
+
+
+def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean of (prediction - target)^2, 0-d.
+
+    Raises:
+        LossError: If the shapes differ: broadcasting (N, 1) against (N,) is a common and silent mistake.
+    """
+    if prediction.shape != target.shape:
+        raise LossError(
+            f"`prediction` and `target` must have the same shape, but got {tuple(prediction.shape)} and"
+            f" {tuple(target.shape)}. Reshape one of them, for example with .squeeze(-1)."
+        )
+    return (prediction - target).square().mean()
+
+
+def l2(model: nn.Module, *, where: str = "*") -> Tensor:
+    """Sum of squares of the effective weights and biases, 0-d; times half a weight decay it is SGD's decay.
+
+    Args:
+        model: What the loss was given, or one of its submodules: the penalty is on theta(u), not on theta_0.
+        where: Pattern (as in `fnmatch`) that parameter names must match: "*.weight" leaves biases out.
+
+    Raises:
+        LossError: If no parameter matches.
+    """
+    return _total(
+        [p.square_sum() if isinstance(p, StructuredWeight) else p.square().sum() for p in _parameters(model, where)]
+    )
+
+
+def l1(model: nn.Module, *, where: str = "*") -> Tensor:
+    """Sum of absolute values of the effective weights and biases, 0-d; arguments as in `l2`."""
+    return _total(
+        [p.absolute_sum() if isinstance(p, StructuredWeight) else p.abs().sum() for p in _parameters(model, where)]
+    )
+
+
+def elastic(model: nn.Module, *, l1_ratio: Number, where: str = "*") -> Tensor:
+    """Elastic-net penalty, l1_ratio |theta|_1 + (1 - l1_ratio) / 2 |theta|_2^2, 0-d (Zou and Hastie, 2005)."""
+    return l1_ratio * l1(model, where=where) + (1 - l1_ratio) * 0.5 * l2(model, where=where)
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, Number]) -> Tensor:
+    """Sum of named losses, each times the weight of its name, 0-d.
+
+    Args:
+        losses: 0-d tensors by name.
+        weights: By the same names; may hold more, so a config can be passed as it is.
+
+    Raises:
+        LossError: If there is no loss, or one without a weight.
+    """
+    missing = [name for name in losses if name not in weights]
+    if missing or not losses:
+        raise LossError(f"Every loss needs a weight of its name; losses {list(losses)}, without weight {missing}.")
+    return _total([weights[name] * value for name, value in losses.items()])
+
+
+def mixup(x: Tensor, target: Tensor, *, strength: Number, classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """The batch and its targets, each example mixed with another one (after Zhang et al., 2018, arXiv 1710.09412).
+
+    Deviation: the share of the partner is uniform in [0, strength / 2] instead of Beta distributed, which has no useful
+    gradient in its parameter and no vmap rule; 0 leaves the batch as it is, 1 mixes up to half and half.
+
+    Args:
+        x: (N, ...), floating point.
+        target: (N,) class indices, with `classes` given, or (N, ...) floating point.
+        strength: In [0, 1].
+        classes: Number of classes; the returned target is then (N, classes) probabilities, as `cross_entropy` takes.
+
+    Raises:
+        LossError: If `target` holds class indices and `classes` is missing.
+    """
+    if not target.is_floating_point():
+        if classes is None:
+            raise LossError("`target` holds class indices, so mixup needs `classes`, the number of classes.")
+        target = F.one_hot(target, classes).to(x.dtype)
+    share = torch.rand_like(x.flatten(1)[:, 0]) * (0.5 * strength)
+    return _mix(x, share), _mix(target, share)
+
+
+def _mix(values: Tensor, share: Tensor) -> Tensor:
+    share = share.reshape(-1, *(1,) * (values.ndim - 1))
+    return values + share * (values.roll(1, 0) - values)  # batches are shuffled: the neighbour is a random partner
+
+
+def _parameters(model: nn.Module, where: str) -> Iterator[Tensor]:
+    if not isinstance(model, nn.Module):
+        raise LossError(f"A penalty needs the model that the loss was given, but got {type(model).__name__}.")
+    found = False
+    for name, parameter in model.named_parameters():
+        if fnmatch.fnmatchcase(name, where):
+            found = True
+            yield parameter
+    if not found:
+        names = [name for name, _ in model.named_parameters()]
+        raise LossError(f"`where={where!r}` matches none of the model's parameters {names}.")
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

@@ -1,0 +1,152 @@
+"""Trees of tensors and plain values in a folder: safetensors for the tensors, JSON for the rest, no pickle.
+
+The JSON file names the tensor file and its SHA-256 and is replaced last, in one step, so a folder holds either the old
+state or the new one whatever happens in between (a crash, a full disk).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hypertune_mip.errors import StorageError
+
+SCHEMA_VERSION = 1
+_TENSOR = "__tensor__"
+_ITEMS = "__items__"
+
+
+def save_tree(folder: str | Path, name: str, tree: Mapping[str, Any], *, kind: str) -> None:
+    """Write a tree to `folder/name.json` and a tensor file beside it, atomically.
+
+    Args:
+        folder: Made where it does not exist.
+        name: Stem of the JSON file; a former state of that name is replaced, and kept whole if writing fails.
+        tree: Dicts, lists, tuples (read back as lists), tensors, numbers, strings, booleans and None.
+        kind: What the tree is, checked on reading.
+
+    Raises:
+        StorageError: If a value cannot be stored, or the file system refuses.
+    """
+    tensors: dict[str, Tensor] = {}
+    description = _describe(tree, tensors, name)
+    folder = Path(folder)
+    temporary: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = _temporary(folder, temporary)
+        save_file(tensors, weights)
+        digest = _digest(weights)
+        target = folder / f"{name}-{digest[:16]}.safetensors"
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": kind,
+            "tensors": {"file": target.name, "sha256": digest},
+            "content": description,
+        }
+        index = _temporary(folder, temporary)
+        index.write_text(json.dumps(document, indent=1, allow_nan=True))
+        for path in (weights, index):
+            _flush(path)
+        os.replace(weights, target)
+        os.replace(index, folder / f"{name}.json")
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"Could not save to '{folder}': {error}. What was saved there before is as it was."
+        ) from error
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+    for old in folder.glob(f"{name}-*.safetensors"):
+        if old != target:
+            old.unlink(missing_ok=True)
+
+
+def load_tree(folder: str | Path, name: str, *, kind: str, device: str = "cpu") -> dict[str, Any]:
+    """The tree that `save_tree` wrote: `load_tree(f, n, kind=k) == tree`, with tuples as lists.
+
+    Raises:
+        StorageError: If a file is missing, truncated or altered, or is of another kind or schema version.
+    """
+    path = Path(folder) / f"{name}.json"
+    try:
+        document = json.loads(path.read_text())
+        version, found, content = document["schema_version"], document["kind"], document["content"]
+        file, digest = document["tensors"]["file"], document["tensors"]["sha256"]
+    except FileNotFoundError as error:
+        raise StorageError(f"There is no '{path}'. Is '{folder}' a folder that `save` wrote?") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"'{path}' is truncated, altered or not one of ours: {error!r}.") from error
+    if found != kind:
+        raise StorageError(f"'{path}' holds a {found!r}, but a {kind!r} was expected.")
+    if version != SCHEMA_VERSION:
+        raise StorageError(
+            f"'{path}' has schema version {version!r}, but this release reads version {SCHEMA_VERSION}."
+            " Load it with the release that wrote it."
+        )
+    weights = path.parent / Path(str(file)).name
+    try:
+        if _digest(weights) != digest:
+            raise StorageError(f"'{weights}' is truncated or was altered: its SHA-256 does not match '{path}'.")
+        tensors = load_file(weights, device=device)
+        tree: dict[str, Any] = _restore(content, tensors)
+    except StorageError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise StorageError(f"'{weights}' cannot be read: {error!r}.") from error
+    return tree
+
+
+def _temporary(folder: Path, made: list[Path]) -> Path:
+    handle, path = tempfile.mkstemp(dir=folder, prefix=".writing-")
+    os.close(handle)
+    made.append(Path(path))
+    return Path(path)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _describe(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """The JSON form of a tree; tensors go to `tensors` under their path in the tree."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()  # tied tensors must not share memory
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        items = [[k, _describe(v, tensors, f"{path}/{k}")] for k, v in value.items()]
+        return {_ITEMS: items}  # pairs, because keys may be integers and their order counts
+    if isinstance(value, (list, tuple)):
+        return [_describe(item, tensors, f"{path}/{i}") for i, item in enumerate(value)]
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise StorageError(f"Cannot save '{path}': {type(value).__name__} is neither a tensor nor a plain value.")
+
+
+def _restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        return {key: _restore(item, tensors) for key, item in value[_ITEMS]}
+    if isinstance(value, list):
+        return [_restore(item, tensors) for item in value]
+    return value

@@ -1,0 +1,97 @@
+"""What a saved surrogate holds, and the checks that a folder fits the network it is loaded for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hypertune_mip.errors import HypertuneError, StorageError
+from hypertune_mip.heads import Dense, Head, LowRank, RankOne
+from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.space import SearchSpace
+from hypertune_mip.storage import load_tree, save_tree
+from hypertune_mip.training import Record
+
+_NAME = "surrogate"
+_KIND = "surrogate"
+_HEADS: dict[str, type[Head]] = {head.__name__: head for head in (Dense, RankOne, LowRank)}
+
+
+def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[Record]) -> None:
+    """Write a hypernetwork and its training history; raises StorageError if that fails."""
+    tree = {
+        "space": hypernet.space.to_json(),
+        "head": {"type": type(hypernet.head).__name__, **dataclasses.asdict(hypernet.head)},
+        "trunk": hypernet.widths,
+        "encoding": hypernet.encoding,
+        "residual": hypernet.residual,
+        "freeze_theta_0": hypernet.freeze_theta_0,
+        "mapping": hypernet.mapping,
+        "generated": hypernet.generated,
+        "shapes": _shapes(hypernet.network),
+        "history": history,
+        "state": hypernet.state_dict(),
+    }
+    save_tree(folder, _NAME, tree, kind=_KIND)
+
+
+def load_hypernetwork(
+    folder: str | Path, network: nn.Module, space: SearchSpace | None
+) -> tuple[HyperNetwork, list[Record]]:
+    """The hypernetwork and history that `save_hypernetwork` wrote, around a copy of `network`.
+
+    Args:
+        folder: What was saved to.
+        network: The same architecture as before; its weights do not matter.
+        space: If given, the space that must have been saved.
+
+    Raises:
+        StorageError: If the folder is damaged, or does not fit the network or the space.
+    """
+    tree = load_tree(folder, _NAME, kind=_KIND)
+    try:
+        saved_space = SearchSpace.from_json(tree["space"])
+        options = dict(tree["head"])
+        head = _HEADS[options.pop("type")](**options)
+        generated, shapes, state = tree["generated"], tree["shapes"], tree["state"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"'{folder}' does not hold what a surrogate needs: {error!r}.") from error
+    if space is not None and space != saved_space:
+        raise StorageError(f"'{folder}' was trained on another space:\n{saved_space}\nbut got\n{space}")
+    _check_shapes(folder, shapes, _shapes(network))
+    try:
+        hypernet = HyperNetwork(
+            network,
+            saved_space,
+            head=head,
+            trunk=tree["trunk"],
+            encoding=tree["encoding"],
+            residual=tree["residual"],
+            generate=generated,
+            freeze_theta_0=tree["freeze_theta_0"],
+            mapping=tree["mapping"],
+        )
+        hypernet.load_state_dict(state)
+    except StorageError:
+        raise
+    except (HypertuneError, RuntimeError, KeyError) as error:
+        raise StorageError(f"'{folder}' does not fit this network: {error}") from error
+    return hypernet.eval(), tree["history"]
+
+
+def _shapes(network: nn.Module) -> dict[str, list[int]]:
+    return {name: list(parameter.shape) for name, parameter in network.named_parameters()}
+
+
+def _check_shapes(folder: str | Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
+    if saved == given:
+        return
+    missing = [name for name in saved if name not in given]
+    extra = [name for name in given if name not in saved]
+    other = [f"{n}: {saved[n]} saved, {given[n]} given" for n in saved if n in given and saved[n] != given[n]]
+    raise StorageError(
+        f"'{folder}' was saved for another network: missing {missing}, extra {extra}, other shapes {other}."
+    )

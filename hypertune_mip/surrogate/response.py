@@ -1,0 +1,66 @@
+"""How much each hyperparameter moves each metric: finds those that are ignored, and a hypernetwork that has collapsed."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from hypertune_mip.errors import HypertuneWarning
+from hypertune_mip.evaluation import Evaluator
+
+_BASES = 8
+_GRID = 5
+NEGLIGIBLE = 1e-3
+"""Share of a metric's size below which a response counts as none."""
+
+
+def responses(evaluator: Evaluator, *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Mean range of each metric as one hyperparameter goes through its range, by hyperparameter and metric.
+
+    The other hyperparameters stay at each of eight settings in turn; the range is divided by the metric's mean size, so
+    0.1 means that the hyperparameter alone moves the metric by a tenth.
+    """
+    space = evaluator.hypernet.space
+    bases = space.sample(_BASES, seed=seed)
+    grid = torch.linspace(0, 1, _GRID, dtype=bases.dtype)
+    table: dict[str, dict[str, float]] = {}
+    for column, name in enumerate(space.names):
+        units = bases.repeat_interleave(_GRID, dim=0)
+        units[:, column] = grid.repeat(_BASES)
+        values = evaluator(space.snap(units))
+        table[name] = {metric: _relative_range(value) for metric, value in values.items()}
+    return table
+
+
+def warn_of_no_response(table: dict[str, dict[str, float]], ignored: frozenset[str]) -> None:
+    """Warn of each hyperparameter that no metric responds to, or once if that holds for all of them.
+
+    Args:
+        table: From `responses`.
+        ignored: Hyperparameters that have been warned of already.
+    """
+    flat = [name for name, row in table.items() if max(row.values()) < NEGLIGIBLE]
+    if len(flat) == len(table):
+        warnings.warn(
+            "The hypernetwork has collapsed: no metric responds to any hyperparameter. Its answers mean nothing."
+            " Lower the largest penalties in the space, train longer, or give `optimizer` a lower learning rate.",
+            HypertuneWarning,
+            stacklevel=3,
+        )
+    for name in flat:
+        if name not in ignored:
+            warnings.warn(
+                f"no metric responds to '{name}': over its whole range none changes by more than {NEGLIGIBLE:.1%}."
+                " Either it does not matter here, or training was too short to learn it.",
+                HypertuneWarning,
+                stacklevel=3,
+            )
+
+
+def _relative_range(value: Tensor) -> float:
+    rows = value.reshape(_BASES, _GRID)
+    size = value.abs().mean()
+    spread = (rows.amax(1) - rows.amin(1)).mean()
+    return float(spread / size) if size > 0 else 0.0

@@ -1,0 +1,103 @@
+"""Searching a surrogate directly: descent in the unit cube from many starts, and the non-dominated settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hypertune_mip.errors import SpaceError
+from hypertune_mip.evaluation import Evaluator
+from hypertune_mip.space import Value
+
+_STEP = 0.05  # of Adam, in units
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A setting that minimises a metric of the surrogate.
+
+    Args:
+        config: Native values.
+        value: The metric there, as the surrogate sees it.
+    """
+
+    config: dict[str, Value]
+    value: float
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """A setting that no other one beats in every metric.
+
+    Args:
+        config: Native values.
+        values: The metrics there, by name.
+    """
+
+    config: dict[str, Value]
+    values: dict[str, float]
+
+
+def minimize(evaluator: Evaluator, metric: str, *, candidates: int, starts: int, steps: int, seed: int) -> Optimum:
+    """The best setting that Sobol candidates, and descent from the best of them, have met.
+
+    Continuous hyperparameters descend along the metric's gradient (Adam, kept in the unit cube); discrete ones keep the
+    values of their start. A metric without a gradient, such as an error rate, leaves the best candidate.
+    """
+    space = evaluator.hypernet.space
+    units = space.sample(candidates, seed=seed)
+    values = _metric(evaluator(units), metric)
+    order = torch.argsort(values)[:starts].cpu()
+    free = torch.tensor([dim.cells is None for dim in space.dimensions])
+    best_units, best_values = units[order].clone(), values[order].clone()
+    point = units[order].clone().requires_grad_()
+    descent = torch.optim.Adam([point], lr=_STEP)
+    for _ in range(steps if bool(free.any()) else 0):
+        values = _metric(evaluator(point, differentiable=True), metric)
+        better = (values.detach() < best_values).cpu()
+        best_units[better] = point.detach()[better]
+        best_values = torch.minimum(best_values, values.detach())
+        if not values.requires_grad:
+            break
+        (gradient,) = torch.autograd.grad(values.sum(), point)
+        point.grad = gradient * free
+        descent.step()
+        with torch.no_grad():
+            point.clamp_(0.0, 1.0)
+    winner = int(best_values.argmin())
+    return Optimum(space.from_unit(best_units[winner : winner + 1])[0], float(best_values[winner]))
+
+
+def pareto_front(evaluator: Evaluator, metrics: Sequence[str], *, candidates: int, seed: int) -> list[ParetoPoint]:
+    """The non-dominated ones of `candidates` Sobol settings, all metrics to be small, sorted by the first metric."""
+    units = evaluator.hypernet.space.sample(candidates, seed=seed)
+    values = evaluator(units)
+    table = np.stack([_metric(values, name).cpu().numpy() for name in metrics], axis=1)
+    rows = sorted(non_dominated(table), key=lambda row: tuple(table[row]))
+    configs = evaluator.hypernet.space.from_unit(units[rows])
+    return [
+        ParetoPoint(config, {name: float(values[name][row]) for name in metrics})
+        for config, row in zip(configs, rows, strict=True)
+    ]
+
+
+def non_dominated(table: np.ndarray) -> list[int]:
+    """Rows of `table` (S, metrics) that no other row beats or equals everywhere and beats somewhere."""
+    order = np.lexsort(table.T[::-1])  # a row can only be dominated by one that comes before it
+    front: list[int] = []
+    for row in order:
+        kept = table[front]
+        dominated = (kept <= table[row]).all(1) & (kept < table[row]).any(1)
+        if not dominated.any():
+            front.append(int(row))
+    return front
+
+
+def _metric(values: dict[str, Tensor], name: str) -> Tensor:
+    if name not in values:
+        raise SpaceError(f"The metric {name!r} is unknown; `metric` returns {list(values)}.")
+    return values[name]

@@ -1,0 +1,19 @@
+"""Training of a hypernetwork over many settings."""
+
+from hypertune_mip.training import callbacks
+from hypertune_mip.training.loop import Record, train
+from hypertune_mip.training.options import Loss, OptionError, Options, adam, cosine
+from hypertune_mip.training.strategy import SingleProcess, Strategy
+
+__all__ = [
+    "Loss",
+    "OptionError",
+    "Options",
+    "Record",
+    "SingleProcess",
+    "Strategy",
+    "adam",
+    "callbacks",
+    "cosine",
+    "train",
+]

@@ -1,0 +1,297 @@
+"""The one training loop: epochs of steps over batches and settings, on one device or, through a strategy, on many."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hypertune_mip.errors import DataError, HypertuneWarning, TrainingError
+from hypertune_mip.evaluation import Evaluator, batch_size, to_device
+from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.training.checkpoint import load_checkpoint, save_checkpoint
+from hypertune_mip.training.options import Loss, OptionError, Options
+from hypertune_mip.training.settings import SettingsStream
+from hypertune_mip.training.step import LossScale, TrainingStep, automatic_settings
+from hypertune_mip.training.strategy import SingleProcess, Strategy
+
+Record = dict[str, Any]
+"""Of one epoch: epoch, step, loss (mean over steps and settings), learning_rate, seconds, validation figures."""
+
+
+class Trained(NamedTuple):
+    """What training reports.
+
+    Args:
+        history: One record an epoch.
+        unread: Hyperparameters that neither the loss nor a layer has read.
+    """
+
+    history: list[Record]
+    unread: frozenset[str]
+
+
+_SEED_STRIDE = 1_000_003  # keeps the random states of (seed, epoch) pairs apart
+_CHECK_EVERY_ON_CUDA = 20  # steps; to look at a loss is to wait for the device
+_VALIDATIONS = 4  # over a run, unless `validate_every` says otherwise
+
+
+def train(
+    hypernet: HyperNetwork,
+    loss: Loss,
+    loader: Iterable[Any],
+    options: Options,
+    *,
+    evaluator: Evaluator | None = None,
+    strategy: Strategy | None = None,
+) -> Trained:
+    """Train `hypernet` in place, on the device that it is on.
+
+    The global random state of PyTorch is left as it was. Each epoch's randomness is a function of (seed, epoch), which
+    is why a resumed run goes on bit for bit on a CPU; a loader's own generator is seeded along.
+
+    Raises:
+        DataError: If the loader gives no batch, or a batch too small to split.
+        LossError: If the loss does not return a 0-d tensor.
+        TrainingError: If a loss is not finite; `hypernet` then has the weights of the start of that epoch.
+        StorageError: If a checkpoint cannot be written, or the one to resume from does not fit.
+    """
+    run = _Run(hypernet, loss, loader, options, evaluator, strategy or SingleProcess())
+    hypernet.train()
+    try:
+        with _forked_random_state(hypernet.device):
+            return Trained(run.epochs(), frozenset(hypernet.space) - run.step.reads)
+    finally:
+        hypernet.eval()
+
+
+class _Run:
+    """The state of one call of `train`: what a checkpoint holds, and what it is checked against."""
+
+    def __init__(
+        self,
+        hypernet: HyperNetwork,
+        loss: Loss,
+        loader: Iterable[Any],
+        options: Options,
+        evaluator: Evaluator | None,
+        strategy: Strategy,
+    ) -> None:
+        self.hypernet = hypernet
+        self.loader = loader
+        self.options = options
+        self.evaluator = evaluator
+        self.strategy = strategy
+        self.step = TrainingStep(hypernet, loss, options.batching)
+        self.prepared = strategy.prepare(self.step)
+        self.stream = SettingsStream(
+            hypernet.space,
+            seed=options.seed,
+            endpoints=options.endpoints,
+            rank=strategy.rank,
+            world_size=strategy.world_size,
+        )
+        self.total = _total_steps(loader, options)
+        self.optimizer = options.optimizer([p for p in hypernet.parameters() if p.requires_grad])
+        self.schedule = (
+            None if options.schedule is None or self.total is None else options.schedule(self.optimizer, self.total)
+        )
+        self.scaler = torch.amp.GradScaler(hypernet.device.type, enabled=options.precision == "float16")
+        self.scale = LossScale(normalize=options.normalize)
+        self.largest_batch = 0
+        self.history: list[Record] = []
+        if options.resume:
+            self._resume()
+
+    @property
+    def steps(self) -> int:
+        return int(self.history[-1]["step"]) if self.history else 0
+
+    def epochs(self) -> list[Record]:
+        options, leads = self.options, self.strategy.rank == 0
+        with tqdm(
+            total=self.total, initial=self.steps, disable=not (options.progress and leads), desc="fit", unit="step"
+        ) as bar:
+            for epoch in range(len(self.history) + 1, options.epochs + 1):
+                self._seed(epoch)
+                record = self._epoch(epoch, bar)
+                if epoch == 1 and leads:
+                    self._warn_unread()
+                if self.evaluator is not None and self._due(epoch, options.validate_every):
+                    record |= _validation(self.evaluator, options)
+                self.history.append(record)
+                if leads:
+                    for callback in options.callbacks:
+                        callback(record)
+                    if options.checkpoint is not None and self._due(epoch, options.checkpoint_every):
+                        self._save()
+        return self.history
+
+    def _epoch(self, epoch: int, bar: Any) -> Record:
+        device = self.hypernet.device
+        check_every = _CHECK_EVERY_ON_CUDA if device.type == "cuda" else 1
+        good = {name: tensor.clone() for name, tensor in self.hypernet.state_dict().items()}
+        start, batches, total = time.perf_counter(), 0, torch.zeros((), device=device)
+        unchecked: list[tuple[Tensor, Tensor]] = []
+        for batch in self.loader:
+            units, losses = self._losses(to_device(batch, device))
+            unchecked.append((units, losses.detach()))
+            batches += 1
+            if batches % check_every == 0:
+                self._check_finite(unchecked, good, epoch)
+                bar.set_postfix(epoch=epoch, loss=f"{float(losses.detach().mean()):.4g}", refresh=False)
+            self._update(losses)
+            total += losses.detach().mean()
+            bar.update()
+        self._check_finite(unchecked, good, epoch)
+        if batches == 0:
+            raise DataError(
+                f"The training loader gave no batch in epoch {epoch}. Pass a DataLoader or a list of batches; a"
+                " generator is used up after one epoch."
+            )
+        return {
+            "epoch": epoch,
+            "step": self.steps + batches,
+            "loss": float(self.strategy.mean(total / batches)),
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "seconds": time.perf_counter() - start,
+        }
+
+    def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The settings of this step, and the loss at each."""
+        size = batch_size(batch)
+        self.largest_batch = max(self.largest_batch, size)
+        asked = self.options.settings_per_step
+        count = automatic_settings(self.largest_batch) if asked == "auto" else asked
+        if self.options.batching == "split" and size < self.largest_batch:
+            count = min(count, size)  # an epoch's last batch may be smaller
+        units = self.stream.draw(count)
+        with _autocast(self.hypernet.device, self.options.precision):
+            losses = self.prepared(units, batch)
+        return units, losses if losses.dtype == torch.float64 else losses.float()
+
+    def _update(self, losses: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(self.scale.total(losses)).backward()
+        if self.options.gradient_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.hypernet.parameters(), self.options.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def _check_finite(self, unchecked: list[tuple[Tensor, Tensor]], good: dict[str, Tensor], epoch: int) -> None:
+        for units, losses in unchecked:
+            bad = ~torch.isfinite(losses)
+            if bool(bad.any()):
+                index = int(bad.nonzero()[0])
+                self.hypernet.load_state_dict(good)
+                config = self.hypernet.space.from_unit(units[index : index + 1])[0]
+                raise TrainingError(
+                    f"The loss is {float(losses[index])} in epoch {epoch} at the setting {config}. The hypernetwork"
+                    f" has the weights from before epoch {epoch} again. Look for a logarithm or division in the loss"
+                    " at that setting, lower the learning rate, or set `gradient_clip`."
+                )
+        unchecked.clear()
+
+    def _warn_unread(self) -> None:
+        for name in self.hypernet.space:
+            if name not in self.step.reads:
+                warnings.warn(
+                    f"no metric responds to '{name}': neither the loss nor a layer reads it. Use"
+                    f" config['{name}'] in the loss, or bind a layer to it.",
+                    HypertuneWarning,
+                    stacklevel=5,
+                )
+
+    def _due(self, epoch: int, every: int | None) -> bool:
+        every = -(-self.options.epochs // _VALIDATIONS) if every is None else every
+        return epoch % every == 0 or epoch == self.options.epochs
+
+    def _seed(self, epoch: int) -> None:
+        seed = self.options.seed * _SEED_STRIDE + epoch * self.strategy.world_size + self.strategy.rank
+        torch.manual_seed(seed)
+        generator = getattr(self.loader, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must not change between the parts of a resumed run."""
+        return {
+            "space": self.hypernet.space.to_json(),
+            "hypernet": self.hypernet.extra_repr(),
+            "epochs": self.options.epochs,
+            "seed": self.options.seed,
+            "batching": self.options.batching,
+            "settings_per_step": self.options.settings_per_step,
+        }
+
+    def _save(self) -> None:
+        assert self.options.checkpoint is not None
+        progress = {
+            "fingerprint": self._fingerprint(),
+            "position": self.stream.position,
+            "largest_batch": self.largest_batch,
+            "scale": self.scale.state(),
+            "scaler": self.scaler.state_dict(),
+            "reads": sorted(self.step.reads),
+            "history": self.history,
+        }
+        save_checkpoint(self.options.checkpoint, self.hypernet, self.optimizer, self.schedule, progress)
+
+    def _resume(self) -> None:
+        assert self.options.checkpoint is not None
+        progress = load_checkpoint(
+            self.options.checkpoint, self.hypernet, self.optimizer, self.schedule, fingerprint=self._fingerprint()
+        )
+        self.stream.move_to(progress["position"])
+        self.largest_batch = progress["largest_batch"]
+        self.scale = LossScale(normalize=self.options.normalize, **progress["scale"])
+        self.scaler.load_state_dict(progress["scaler"])
+        self.step.reads.update(progress["reads"])
+        self.history = progress["history"]
+
+
+def _validation(evaluator: Evaluator, options: Options) -> Record:
+    """Best and mean of each metric over a fixed set of settings."""
+    values = evaluator(evaluator.hypernet.space.sample(options.validation_settings, seed=options.seed))
+    record: Record = {}
+    for name, value in values.items():
+        record[f"validation/{name}/best"] = float(value.min())
+        record[f"validation/{name}/mean"] = float(value.mean())
+    return record
+
+
+def _total_steps(loader: Iterable[Any], options: Options) -> int | None:
+    """Steps of the whole run, or None where the loader has no length."""
+    try:
+        length = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        if options.schedule is not None:
+            raise OptionError(
+                f"The schedule needs the number of steps, but a {type(loader).__name__} has no length. Pass"
+                " schedule=None, or a loader with __len__."
+            ) from None
+        return None
+    if length == 0:
+        raise DataError("The training loader holds no batch. Is the data set smaller than one batch with drop_last?")
+    return length * options.epochs
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+@contextmanager
+def _forked_random_state(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

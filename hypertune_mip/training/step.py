@@ -1,0 +1,107 @@
+"""One training step: many settings, each on its own part of the batch, each counting the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from hypertune_mip.errors import DataError, LossError
+from hypertune_mip.evaluation import batch_size
+from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.training.options import Loss
+
+
+class TrainingStep(nn.Module):
+    """The losses of a step, as one module, so that wrapping it for several devices covers all there is to synchronise.
+
+    Args:
+        hypernet: What is trained.
+        loss: Written for one setting.
+        batching: "split" gives each setting its own part of the batch, "full" gives each the whole batch.
+    """
+
+    def __init__(self, hypernet: HyperNetwork, loss: Loss, batching: Literal["split", "full"]) -> None:
+        """See the class."""
+        super().__init__()
+        self.hypernet = hypernet
+        self.loss = loss
+        self.batching = batching
+        self.reads: set[str] = set()
+
+    def forward(self, units: Float[Tensor, "S d"], batch: Any) -> Float[Tensor, "S"]:
+        """The loss at each setting."""
+        split = self.batching == "split"
+        data = split_batch(batch, len(units)) if split else batch
+        losses: Tensor = self.hypernet(self._scalar, units, data, split=split, reads=self.reads)
+        return losses
+
+    def _scalar(self, model: nn.Module, batch: Any, config: Any) -> Tensor:
+        value = self.loss(model, batch, config)
+        if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
+            shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
+            raise LossError(
+                f"The loss must return a 0-d floating-point tensor for one setting, but got {shown}."
+                " Take the mean over the batch."
+            )
+        return value
+
+
+def split_batch(batch: Any, settings: int) -> Any:
+    """Tensors of shape (N, ...) as (S, N // S, ...); up to S - 1 examples at the end are left out.
+
+    Raises:
+        DataError: If N < S.
+    """
+    size = batch_size(batch)
+    if size < settings:
+        raise DataError(
+            f"A batch of {size} examples cannot be split over {settings} settings. Use larger batches, fewer"
+            ' `settings_per_step`, or batching="full".'
+        )
+    part = size // settings
+    return tree_map(lambda t: t[: part * settings].reshape(settings, part, *t.shape[1:]), batch)
+
+
+def automatic_settings(size: int) -> int:
+    """Settings a step for batches of `size` examples: near the square root, at most 16, a divisor where there is one."""
+    root = max(1, min(16, math.isqrt(size)))
+    divisors = [k for k in range(root, (root + 1) // 2, -1) if size % k == 0]
+    return divisors[0] if divisors else root
+
+
+class LossScale:
+    """The weight of each setting in a step: 1 / its loss, so that strong penalties do not dominate shared weights.
+
+    Where a loss can be negative a ratio means nothing; from the first such loss on, one running scale (an average of
+    absolute losses over steps and settings) serves all settings.
+    """
+
+    decay = 0.99
+
+    def __init__(self, *, normalize: bool, running: float | None = None, signed: bool = False) -> None:
+        """`running` and `signed` are the state of a run that goes on."""
+        self.normalize = normalize
+        self.running = running
+        self.signed = signed
+
+    def total(self, losses: Float[Tensor, "S"]) -> Tensor:
+        """What to minimise: the mean over settings of loss / scale, 0-d."""
+        if not self.normalize:
+            return losses.mean()
+        values = losses.detach()
+        if not self.signed and bool((values <= 0).any()):
+            self.signed = True
+        if not self.signed:
+            return (losses / values).mean()
+        size = float(values.abs().mean())
+        self.running = size if self.running is None else self.decay * self.running + (1 - self.decay) * size
+        return losses.mean() / max(self.running, torch.finfo(losses.dtype).tiny)
+
+    def state(self) -> dict[str, Any]:
+        """What `LossScale(normalize=..., **state)` needs to go on."""
+        return {"running": self.running, "signed": self.signed}
