@@ -65,7 +65,8 @@ def best_and_different(
 ) -> list[Config]:
     """The best configs of a study, best first, each at least `distance` of some range away from those before it."""
     chosen: list[Config] = []
-    for trial in sorted(study.trials, key=lambda trial: trial.value):
+    finished = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    for trial in sorted(finished, key=lambda trial: trial.value):
         unit = space.to_unit(trial.params)
         if all((unit - space.to_unit(config)).abs().max() >= distance for config in chosen):
             chosen.append(trial.params)
