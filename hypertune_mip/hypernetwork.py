@@ -98,7 +98,7 @@ class HyperNetwork(nn.Module):
         self.generated: tuple[str, ...] = tuple(owners)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.trunk = _trunk(encoded_size(space.dimensions, encoding), self.widths)
+            self.trunk = _trunk(self.encoded_size, self.widths)
             self.rules = nn.ModuleDict()
             for name, module in owners.items():
                 rule = self.head.rule(self.network.get_parameter(name), module, self.widths[-1])
@@ -141,13 +141,22 @@ class HyperNetwork(nn.Module):
         """The primary network's floating-point type, used throughout."""
         return next(self.trunk.parameters()).dtype
 
+    @property
+    def encoded_size(self) -> int:
+        """Number of columns E of what `encoded` gives."""
+        return encoded_size(self.space.dimensions, self.encoding)
+
+    def encoded(self, units: Float[Tensor, "S d"]) -> Float[Tensor, "S E"]:
+        """Settings as the trunk sees them, on the hypernetwork's device."""
+        return encode(units.to(self.device, self.dtype), self.space.dimensions, self.encoding)
+
     def rule(self, name: str) -> Rule:
         """The rule of one generated parameter, by its name in the primary network."""
         return cast(Rule, self.rules[_key(name)])
 
     def numbers(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S numbers"]]:
         """What the rules read, by parameter name: for each setting the numbers that make its tensor."""
-        features = self.trunk(encode(units.to(self.device, self.dtype), self.space.dimensions, self.encoding))
+        features = self.trunk(self.encoded(units))
         rules = [self.rule(name) for name in self.generated]
         weight = torch.cat([rule.weight for rule in rules])  # one product for all heads
         bias = torch.cat([rule.bias for rule in rules])
@@ -160,12 +169,13 @@ class HyperNetwork(nn.Module):
         def form(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: plain(tensor) for name, tensor in self._tensors(numbers).items()}
 
-        formed = vmap(form)(self.numbers(units))
-        shared = {
-            name: parameter.expand(len(units), *parameter.shape)
-            for name, parameter in self.network.named_parameters()
-            if name not in formed
-        }
+        with self._lock:  # no other thread may have its tensors in the network
+            formed = vmap(form)(self.numbers(units))
+            shared = {
+                name: parameter.expand(len(units), *parameter.shape)
+                for name, parameter in self.network.named_parameters()
+                if name not in formed
+            }
         return formed | shared
 
     def forward(
@@ -198,14 +208,13 @@ class HyperNetwork(nn.Module):
             for name, value in self.space.decode(units).items()
         }
 
-        slots = _slots(self.network, self.generated)
-
         def one(numbers: dict[str, Tensor], configs: dict[str, Tensor], data: Any) -> Any:
             config = ActiveConfig(configs, reads)
             with active(config), _in_place(slots, self._tensors(numbers)):
                 return function(self.network, data, config)
 
         with self._lock, _no_attention_fast_path():
+            slots = _slots(self.network, self.generated)
             if self.mapping == "loop":
                 return _loop(one, len(units), numbers, configs, data, split=split)
             try:

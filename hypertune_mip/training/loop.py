@@ -18,8 +18,9 @@ from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.checkpoint import load_checkpoint, save_checkpoint
 from hypertune_mip.training.options import Loss, OptionError, Options
 from hypertune_mip.training.settings import SettingsStream
-from hypertune_mip.training.step import LossScale, TrainingStep, automatic_settings
+from hypertune_mip.training.step import TrainingStep, automatic_settings
 from hypertune_mip.training.strategy import SingleProcess, Strategy
+from hypertune_mip.training.weighting import SettingWeights
 
 Record = dict[str, Any]
 """Of one epoch: epoch, step, loss (mean over steps and settings), learning_rate, seconds, validation figures."""
@@ -103,7 +104,7 @@ class _Run:
             None if options.schedule is None or self.total is None else options.schedule(self.optimizer, self.total)
         )
         self.scaler = torch.amp.GradScaler(hypernet.device.type, enabled=options.precision == "float16")
-        self.scale = LossScale(normalize=options.normalize)
+        self.weights = SettingWeights(hypernet.encoded_size, normalize=options.normalize)
         self.largest_batch = 0
         self.history: list[Record] = []
         if options.resume:
@@ -146,7 +147,7 @@ class _Run:
             if batches % check_every == 0:
                 self._check_finite(unchecked, good, epoch)
                 bar.set_postfix(epoch=epoch, loss=f"{float(losses.detach().mean()):.4g}", refresh=False)
-            self._update(losses)
+            self._update(units, losses, progress=self._progress(epoch, batches - 1))
             total += losses.detach().mean()
             bar.update()
         self._check_finite(unchecked, good, epoch)
@@ -176,9 +177,10 @@ class _Run:
             losses = self.prepared(units, batch)
         return units, losses if losses.dtype == torch.float64 else losses.float()
 
-    def _update(self, losses: Tensor) -> None:
+    def _update(self, units: Tensor, losses: Tensor, *, progress: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(self.scale.total(losses)).backward()
+        total = self.weights.total(losses, self.hypernet.encoded(units), progress=progress)
+        self.scaler.scale(total).backward()
         if self.options.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.hypernet.parameters(), self.options.gradient_clip)
@@ -186,6 +188,12 @@ class _Run:
         self.scaler.update()
         if self.schedule is not None:
             self.schedule.step()
+
+    def _progress(self, epoch: int, step: int) -> float:
+        """Share of training that is over at a step of an epoch; by whole epochs where the loader has no length."""
+        if self.total is None:
+            return (epoch - 1) / self.options.epochs
+        return (self.steps + step) / self.total
 
     def _check_finite(self, unchecked: list[tuple[Tensor, Tensor]], good: dict[str, Tensor], epoch: int) -> None:
         for units, losses in unchecked:
@@ -239,7 +247,7 @@ class _Run:
             "fingerprint": self._fingerprint(),
             "position": self.stream.position,
             "largest_batch": self.largest_batch,
-            "scale": self.scale.state(),
+            "weights": self.weights.state(),
             "scaler": self.scaler.state_dict(),
             "reads": sorted(self.step.reads),
             "history": self.history,
@@ -253,7 +261,7 @@ class _Run:
         )
         self.stream.move_to(progress["position"])
         self.largest_batch = progress["largest_batch"]
-        self.scale = LossScale(normalize=self.options.normalize, **progress["scale"])
+        self.weights.restore(progress["weights"])
         self.scaler.load_state_dict(progress["scaler"])
         self.step.reads.update(progress["reads"])
         self.history = progress["history"]

@@ -72,36 +72,3 @@ def automatic_settings(size: int) -> int:
     root = max(1, min(16, math.isqrt(size)))
     divisors = [k for k in range(root, (root + 1) // 2, -1) if size % k == 0]
     return divisors[0] if divisors else root
-
-
-class LossScale:
-    """The weight of each setting in a step: 1 / its loss, so that strong penalties do not dominate shared weights.
-
-    Where a loss can be negative a ratio means nothing; from the first such loss on, one running scale (an average of
-    absolute losses over steps and settings) serves all settings.
-    """
-
-    decay = 0.99
-
-    def __init__(self, *, normalize: bool, running: float | None = None, signed: bool = False) -> None:
-        """`running` and `signed` are the state of a run that goes on."""
-        self.normalize = normalize
-        self.running = running
-        self.signed = signed
-
-    def total(self, losses: Float[Tensor, "S"]) -> Tensor:
-        """What to minimise: the mean over settings of loss / scale, 0-d."""
-        if not self.normalize:
-            return losses.mean()
-        values = losses.detach()
-        if not self.signed and bool((values <= 0).any()):
-            self.signed = True
-        if not self.signed:
-            return (losses / values).mean()
-        size = float(values.abs().mean())
-        self.running = size if self.running is None else self.decay * self.running + (1 - self.decay) * size
-        return losses.mean() / max(self.running, torch.finfo(losses.dtype).tiny)
-
-    def state(self) -> dict[str, Any]:
-        """What `LossScale(normalize=..., **state)` needs to go on."""
-        return {"running": self.running, "signed": self.signed}
