@@ -1,0 +1,267 @@
+"""Curves and surfaces: how a surrogate's metric responds to one hyperparameter, or to two.
+
+Each figure has a function `*_data` that computes it and needs no matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from hypertune_mip.errors import MissingExtraError, SpaceError
+from hypertune_mip.space import Config, SearchSpace, Value
+from hypertune_mip.surrogate import Surrogate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+
+Best = Literal["min", "max"]
+
+_COLORS = "viridis_r"
+_STAR: dict[str, Any] = {
+    "marker": "*", "color": "white", "markeredgecolor": "black", "markersize": 14, "clip_on": False, "zorder": 3
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One hyperparameter's values in a figure.
+
+    Args:
+        name: Of the hyperparameter.
+        values: Native, ascending, or a categorical's choices in declaration order.
+        scale: Of the distribution; choices have places but no distances.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    scale: Literal["linear", "log", "categorical"]
+
+    @property
+    def places(self) -> list[float]:
+        """Where the values are drawn: at themselves, choices at 0, 1, ..."""
+        return [self.place(value) for value in self.values]
+
+    def place(self, value: Value) -> float:
+        """Where one value is drawn."""
+        return float(self.values.index(value) if self.scale == "categorical" else value)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A metric along one hyperparameter, `values[i]` at `x.values[i]`."""
+
+    metric: str
+    x: Axis
+    values: Float[np.ndarray, "x"]
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """A metric over two hyperparameters, `values[j, i]` at `x.values[i]` and `y.values[j]`."""
+
+    metric: str
+    x: Axis
+    y: Axis
+    values: Float[np.ndarray, "y x"]
+
+
+def response_curve_data(surrogate: Surrogate, metric: str, x: str, *, config: Config, resolution: int = 50) -> Curve:
+    """A metric along one hyperparameter, the others as in `config`.
+
+    Args:
+        surrogate: With validation data.
+        metric: Name.
+        x: The hyperparameter.
+        config: Native values of all hyperparameters; that of `x` does not matter.
+        resolution: Number of values along the axis, evenly spread on the distribution's own scale. Fewer where a
+            discrete hyperparameter has fewer; all choices of a categorical.
+
+    Raises:
+        SpaceError: If a name is unknown, the config does not fit the space, or `resolution` is less than 2.
+
+    Example:
+        >>> from hypertune_mip import HyperNetwork
+        >>> space = SearchSpace({"dropout": FloatDistribution(0.0, 0.5)})
+        >>> surrogate = Surrogate(
+        ...     HyperNetwork(torch.nn.Linear(4, 1), space),
+        ...     metric=lambda model, x: {"loss": model(x).square().mean()},
+        ...     val_loader=[torch.ones(8, 4)],
+        ... )
+        >>> response_curve_data(surrogate, "loss", "dropout", config={"dropout": 0.0}, resolution=3).x.values
+        (0.0, 0.25, 0.5)
+    """
+    axis = _axis(surrogate.space, x, resolution)
+    return Curve(metric, axis, _measure(surrogate, metric, [axis], config))
+
+
+def response_surface_data(
+    surrogate: Surrogate, metric: str, x: str, y: str, *, config: Config, resolution: int = 25
+) -> Surface:
+    """A metric over a grid of two hyperparameters, the others as in `config`.
+
+    Args:
+        surrogate: With validation data.
+        metric: Name.
+        x: The hyperparameter along the horizontal axis.
+        y: The one along the vertical axis.
+        config: Native values of all hyperparameters; those of `x` and `y` do not matter.
+        resolution: Number of values along each axis, as in `response_curve_data`.
+
+    Raises:
+        SpaceError: As in `response_curve_data`, or if `x` and `y` are the same.
+    """
+    if x == y:
+        raise SpaceError(f"`x` and `y` must be two hyperparameters, but both are {x!r}. See `response_curve` for one.")
+    axes = [_axis(surrogate.space, y, resolution), _axis(surrogate.space, x, resolution)]
+    values = _measure(surrogate, metric, axes, config)
+    return Surface(metric, axes[1], axes[0], values)
+
+
+def response_curve(
+    surrogate: Surrogate,
+    metric: str,
+    x: str,
+    *,
+    config: Config,
+    resolution: int = 50,
+    best: Best | None = "min",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a metric along one hyperparameter, with a star at its best value, and return the axes.
+
+    Args:
+        surrogate: As in `response_curve_data`.
+        metric: As in `response_curve_data`.
+        x: As in `response_curve_data`.
+        config: As in `response_curve_data`.
+        resolution: As in `response_curve_data`.
+        best: Whether the smallest or the largest value is the best; None marks none.
+        ax: Where to draw; None makes a figure.
+
+    Raises:
+        SpaceError: As in `response_curve_data`.
+        MissingExtraError: If matplotlib is not installed.
+    """
+    data = response_curve_data(surrogate, metric, x, config=config, resolution=resolution)
+    ax = _new_axes() if ax is None else ax
+    ax.plot(data.x.places, data.values, "o" if data.x.scale == "categorical" else ".-")
+    ax.set(**_properties(data.x, "x"), ylabel=metric)
+    for (column,) in _best_index(data.values, best):
+        ax.plot(data.x.places[column], data.values[column], **_STAR)
+    return ax
+
+
+def response_surface(
+    surrogate: Surrogate,
+    metric: str,
+    x: str,
+    y: str,
+    *,
+    config: Config,
+    resolution: int = 25,
+    best: Best | None = "min",
+    points: Sequence[Config] = (),
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a metric over two hyperparameters, with a star at the grid's best setting, and return the axes.
+
+    Filled contours; with a categorical, one cell a grid point, since there is nothing between two choices.
+
+    Args:
+        surrogate: As in `response_surface_data`.
+        metric: As in `response_surface_data`.
+        x: As in `response_surface_data`.
+        y: As in `response_surface_data`.
+        config: As in `response_surface_data`.
+        resolution: As in `response_surface_data`.
+        best: Whether the smallest or the largest value is the best; None marks none.
+        points: Configs to mark with a dot, for example those of trials; their other hyperparameters do not matter.
+        ax: Where to draw; None makes a figure.
+
+    Raises:
+        SpaceError: As in `response_surface_data`.
+        MissingExtraError: If matplotlib is not installed.
+    """
+    data = response_surface_data(surrogate, metric, x, y, config=config, resolution=resolution)
+    surrogate.space.to_unit(points)  # checks them
+    ax = _new_axes() if ax is None else ax
+    if min(data.values.shape) > 1 and "categorical" not in (data.x.scale, data.y.scale):
+        filled: ScalarMappable = ax.contourf(data.x.places, data.y.places, data.values, levels=20, cmap=_COLORS)
+    else:
+        filled = ax.pcolormesh(data.x.places, data.y.places, data.values, shading="nearest", cmap=_COLORS)
+    ax.figure.colorbar(filled, ax=ax, label=metric)
+    ax.set(**_properties(data.x, "x"), **_properties(data.y, "y"))
+    where = [data.x.place(point[x]) for point in points], [data.y.place(point[y]) for point in points]
+    ax.plot(*where, "k.", clip_on=False)
+    for row, column in _best_index(data.values, best):
+        ax.plot(data.x.places[column], data.y.places[row], **_STAR)
+    return ax
+
+
+def _axis(space: SearchSpace, name: str, resolution: int) -> Axis:
+    if name not in space:
+        raise SpaceError(f"The hyperparameter {name!r} is unknown; the space holds {list(space.names)}.")
+    if resolution < 2:
+        raise SpaceError(f"`resolution` must be at least 2, but got {resolution!r}.")
+    distribution = space[name]
+    if isinstance(distribution, CategoricalDistribution):
+        return Axis(name, tuple(distribution.choices), "categorical")
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))  # a SearchSpace holds no other
+    dimension = space.dimensions[space.names.index(name)]
+    count = min(dimension.cells or resolution, resolution)
+    if isinstance(distribution, IntDistribution) and count == dimension.cells:
+        values: Sequence[Value] = range(distribution.low, distribution.high + 1, distribution.step)
+    else:
+        values = [dimension.from_unit(i / max(count - 1, 1)) for i in range(count)]
+    return Axis(name, tuple(dict.fromkeys(values)), "log" if distribution.log else "linear")
+
+
+def _measure(surrogate: Surrogate, metric: str, axes: Sequence[Axis], config: Config) -> np.ndarray:
+    """The metric over the product of the axes, one array dimension each."""
+    space = surrogate.space
+    columns = [space.names.index(axis.name) for axis in axes]
+    ticks = [
+        torch.tensor([space.dimensions[column].to_unit(value) for value in axis.values], dtype=torch.float64)
+        for column, axis in zip(columns, axes, strict=True)
+    ]
+    grid = torch.stack(torch.meshgrid(*ticks, indexing="ij"), dim=-1)
+    units = space.to_unit(config).repeat(grid[..., 0].numel(), 1)
+    units[:, columns] = grid.flatten(0, -2)
+    values = surrogate.evaluate_units(units)
+    if metric not in values:
+        raise SpaceError(f"The metric {metric!r} is unknown; `metric` returns {list(values)}.")
+    return values[metric].reshape(grid.shape[:-1])
+
+
+def _best_index(values: np.ndarray, best: Best | None) -> list[tuple[int, ...]]:
+    """Index of the best value, or nothing where there is none to mark."""
+    if best not in ("min", "max", None):
+        raise SpaceError(f'`best` must be "min", "max" or None, but got {best!r}.')
+    if best is None or np.isnan(values).all():
+        return []
+    flat = np.nanargmin(values) if best == "min" else np.nanargmax(values)
+    return [tuple(int(i) for i in np.unravel_index(flat, values.shape))]
+
+
+def _properties(axis: Axis, side: Literal["x", "y"]) -> dict[str, Any]:
+    """What `Axes.set` takes for one side."""
+    label = {f"{side}label": axis.name.replace("_", " ")}
+    if axis.scale == "categorical":
+        return label | {f"{side}ticks": axis.places, f"{side}ticklabels": [str(value) for value in axis.values]}
+    return label | {f"{side}scale": axis.scale}
+
+
+def _new_axes() -> Axes:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingExtraError("Drawing a figure", "plots") from error
+    return pyplot.subplots(layout="constrained")[1]
