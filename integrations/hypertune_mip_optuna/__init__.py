@@ -1,0 +1,13 @@
+"""Optuna studies on a surrogate: trial by trial with any sampler, or thousands of settings at once.
+
+    study = optuna.create_study()
+    prefill(study, surrogate, "loss", n=10_000)
+    study.optimize(SurrogateObjective(surrogate, "loss"), n_trials=100)
+
+Both take several metrics and constraints, and both refuse a study that was built on another space.
+"""
+
+from hypertune_mip_optuna.objective import SurrogateObjective
+from hypertune_mip_optuna.prefill import prefill
+
+__all__ = ["SurrogateObjective", "prefill"]

@@ -1,0 +1,90 @@
+"""Thousands of evaluated settings in a study at once.
+
+Trial by trial the storage is the bottleneck, not the surrogate: one trial costs several transactions, one each for its
+start, every suggestion, every attribute and its value. A finished trial that is added takes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from tqdm.auto import tqdm
+
+from hypertune_mip import SpaceError, Surrogate
+from hypertune_mip.space import Value
+from hypertune_mip_optuna.objective import Constraint, Outcome, SurrogateObjective
+
+
+def prefill(
+    study: optuna.Study,
+    surrogate: Surrogate,
+    metrics: str | Sequence[str],
+    n: int,
+    *,
+    seed: int = 0,
+    constraints: Mapping[str, Constraint] | None = None,
+    progress: bool = True,
+) -> None:
+    """Evaluate `n` Sobol settings in batches and add them to a study as finished trials.
+
+    Each trial is what `study.optimize` with a `SurrogateObjective` would have recorded at that setting. Samplers, plots
+    and a dashboard use it like any other, so `study.optimize` may go on from there. Nothing is added before all
+    settings are evaluated.
+
+    Args:
+        study: In any storage; a journal file is about twenty times as fast as SQLite.
+        surrogate: As in `SurrogateObjective`.
+        metrics: As in `SurrogateObjective`.
+        n: Number of settings. Where all hyperparameters are discrete, they may repeat.
+        seed: Of the Sobol sequence: the same seed gives the same settings, so take another one for a second call.
+        constraints: As in `SurrogateObjective`.
+        progress: Whether to show bars for evaluating and adding.
+
+    Raises:
+        SpaceError: As in `SurrogateObjective`, or if `n` is less than 1.
+        DataError: If the surrogate has no validation data.
+
+    Example:
+        >>> import hypertune_mip as ht
+        >>> import torch
+        >>> space = ht.SearchSpace({"weight_decay": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)})
+        >>> surrogate = ht.Surrogate(
+        ...     ht.HyperNetwork(torch.nn.Linear(4, 1), space),
+        ...     metric=lambda model, x: {"loss": model(x).square().mean()},
+        ...     val_loader=[torch.ones(8, 4)],
+        ... )
+        >>> study = optuna.create_study()
+        >>> prefill(study, surrogate, "loss", n=100, progress=False)
+        >>> len(study.trials)
+        100
+    """
+    if n < 1:
+        raise SpaceError(f"`n`, the number of settings, must be at least 1, but got {n!r}.")
+    objective = SurrogateObjective(surrogate, metrics, constraints=constraints)
+    objective.check(study)
+    space = surrogate.space
+    units = space.sample(n, seed=seed)
+    measured = surrogate.evaluate_units(units, progress=progress)
+    rows = zip(*(column.tolist() for column in measured.values()), strict=True)
+    outcomes = [objective.outcome(dict(zip(measured, row, strict=True))) for row in rows]
+    distributions = dict(space)
+    trials = [
+        _finished(config, distributions, outcome)
+        for config, outcome in zip(space.from_unit(units), outcomes, strict=True)
+    ]
+    study.add_trials(tqdm(trials, disable=not progress, desc="add", unit="trial"))
+
+
+def _finished(
+    config: dict[str, Value], distributions: dict[str, optuna.distributions.BaseDistribution], outcome: Outcome
+) -> FrozenTrial:
+    return create_trial(
+        state=TrialState.FAIL if outcome.failed else TrialState.COMPLETE,
+        values=None if outcome.failed else outcome.values,
+        params=config,
+        distributions=distributions,
+        user_attrs=dict(outcome.user_attrs),
+        constraints=outcome.constraints,
+    )
