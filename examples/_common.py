@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import optuna
 import torch
-from hypertune_mip_optuna import SurrogateObjective, prefill
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from torch import nn
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hypertune_mip as ht
 from hypertune_mip.plots import response_surface
+from hypertune_mip_optuna import SurrogateObjective, prefill
 
 Config = dict[str, float]
 Loss = Callable[..., torch.Tensor]
