@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that write JSON, from which the tables in the documents are made."""

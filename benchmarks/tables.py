@@ -1,0 +1,184 @@
+"""Fill the tables of the documents from the benchmarks' JSON: `python -m benchmarks.tables`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import results
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+NO_CEILING = 0.8  # below this, the seeds of the truth do not agree on an order themselves
+TASKS = {
+    "fashion3": "3 hyperparameters",
+    "fashion8": "8 hyperparameters",
+    "fashion8wide": "8 hyperparameters, wide ranges",
+}
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def environment(document: dict[str, Any]) -> str:
+    e = document["environment"]
+    return f"\n\nMeasured on {e['device']} ({e['cores']} cores), torch {e['packages']['torch']}, Python {e['python']}."
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Median, and in brackets the smallest and largest."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def group(rows: list[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def right() -> str:
+    document = results.read("right")
+    lines = []
+    for (task, metric), rows in group(document["rows"], "task", "metric").items():
+        lines.append(
+            [
+                TASKS[task],
+                metric,
+                spread([r["spearman"] for r in rows]),
+                f"{rows[0]['ceiling']:.3f}",
+                spread([100 * r["regret"] for r in rows], 1) + " %",
+                spread([r["rank_of_best"] for r in rows], 0),
+            ]
+        )
+    header = ["task", "metric", "Spearman", "truth, seed to seed", "regret", "truth's best is the surrogate's number"]
+    return table(header, lines) + "\n\nMedian of five seeds (smallest to largest)." + environment(document)
+
+
+def cheap() -> str:
+    document = results.read("cheap")
+    plain = median([r["plain"] for r in document["seconds"]])
+    lines = [["one plain training", f"{plain:.2f} s", "1"]]
+    for head, ratio in document["ratios"].items():
+        seconds = median([r[head] for r in document["seconds"] if head in r])
+        lines.append([f"`fit`, `{head}`", f"{seconds:.2f} s", f"{ratio:.2f}"])
+    parts = [[name, f"{value:.2f}"] for name, value in document["step_milliseconds"].items()]
+    return (
+        table(["", "median time", "times one training"], lines)
+        + "\n\n"
+        + table(["part of a step (`RankOne`, one thread)", "milliseconds"], parts)
+        + environment(document)
+    )
+
+
+def steady() -> str:
+    document = results.read("steady")
+    lines = []
+    for (optimizer, variant), rows in group(document["rows"], "optimizer", "variant").items():
+        trained = [r["spearman"] for r in rows if r["outcome"] == "trained"]
+        lines.append([optimizer, variant, spread(trained, 2) if trained else "-", len(rows) - len(trained)])
+    header = ["optimiser", "encodings", "Spearman on validation loss", "diverged"]
+    return table(header, lines) + "\n\nMedian of five seeds (smallest to largest)." + environment(document)
+
+
+def defaults() -> str:
+    document = results.read("defaults")
+    sizes = {size["task"]: size for size in document["tasks"]}
+    lines = []
+    for (task, normalize), rows in group(document["rows"], "task", "normalize").items():
+        trained = [r for r in rows if r["outcome"] == "trained"]
+        ceiling = rows[0].get("ceiling", float("nan"))
+        count = {name: sum(r["outcome"] == name for r in rows) for name in ("collapsed", "diverged")}
+        lines.append(
+            [
+                task if normalize else "- without weights of settings",
+                sizes[task]["rows"],
+                sizes[task]["hyperparameters"],
+                f"{count['collapsed']} / {count['diverged']}",
+                spread([r["spearman"] for r in trained], 2) if trained else "-",
+                f"{ceiling:.2f}" + (" (noise)" if ceiling < NO_CEILING else ""),
+                spread([100 * r["regret"] for r in trained], 0) + " %" if trained else "-",
+            ]
+        )
+    header = ["task", "rows", "hyperparameters", "collapsed / diverged", "Spearman", "truth, seed to seed", "regret"]
+    return table(header, lines) + "\n\nFive seeds each, sixteen true settings." + environment(document)
+
+
+def instant() -> str:
+    d = results.read("instant")
+    row = [
+        d["settings"],
+        d["validation_examples"],
+        f"{d['seconds']:.1f} s",
+        f"{d['settings_per_second']:.0f}",
+        f"{d['times_faster_than_training']:.0f}",
+    ]
+    header = ["settings", "validation images", "time", "settings a second", "times faster than training each"]
+    return table(header, [row]) + environment(d)
+
+
+def summary() -> str:
+    """The targets, and whether they are met; medians."""
+    by_task = group([r for r in results.read("right")["rows"] if r["metric"] == "loss"], "task")
+    figure = lambda task, key: median([r[key] for r in by_task[(task,)]])  # noqa: E731
+    outcomes = [r["outcome"] for r in results.read("defaults")["rows"] if r["normalize"]]
+    bad = sum(outcome != "trained" for outcome in outcomes)
+    ratio = results.read("cheap")["ratios"]["RankOne"]
+    speed = results.read("instant")
+    three, eight = figure("fashion3", "spearman"), figure("fashion8", "spearman")
+    regret, rank = figure("fashion3", "regret"), figure("fashion8", "rank_of_best")
+    rows = [
+        ["Spearman, 3 hyperparameters", f"{three:.3f}", "0.98", three >= 0.98],
+        ["regret, 3 hyperparameters", f"{100 * regret:.1f} %", "1 %", regret <= 0.01],
+        ["Spearman, 8 hyperparameters", f"{eight:.3f}", "0.95", eight >= 0.95],
+        ["truth's best among the surrogate's first, 8 hyperparameters", f"{rank:.0f}", "3", rank <= 3],
+        ["cost of `fit` in plain trainings", f"{ratio:.2f}", "2.5", ratio <= 2.5],
+        ["runs with defaults that collapsed or diverged", f"{bad} of {len(outcomes)}", "0", bad == 0],
+        ["settings a second", f"{speed['settings_per_second']:.0f}", "-", None],
+    ]
+    verdict = {True: "met", False: "**missed**", None: ""}
+    return table(["", "measured", "target", ""], [[*row[:3], verdict[row[3]]] for row in rows])
+
+
+def optuna_rate() -> str:
+    return rate_table(results.read("optuna_rate"))
+
+
+def rate_table(document: dict[str, Any]) -> str:
+    """Trials a second by storage and way."""
+    lines = [[row["storage"], row["way"], f"{row['trials_per_second']:.0f}"] for row in document["rows"]]
+    return table(["storage", "way", "trials a second"], lines) + environment(document)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (summary, right, cheap, steady, defaults, instant, optuna_rate)
+}
+
+
+def filled(text: str) -> str:
+    """The document with every table made anew."""
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- table: {name} -->\n{TABLES[name]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", replacement, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    for document in DOCUMENTS:
+        document.write_text(filled(document.read_text()))
+        print(f"filled {document.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
