@@ -47,15 +47,9 @@ def check_results(folder: Path, output: str) -> None:
 
 
 def test_digits(tmp_path: Path) -> None:
-    done = run("digits.py", "--epochs", "4", "--trials", str(TRIALS), "--output", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    check_results(tmp_path, done.stdout)
-
-
-def test_digits_twice_into_the_same_folder(tmp_path: Path) -> None:
-    """A second run replaces the first one's study instead of adding to it or failing."""
-    for _ in range(2):
-        done = run("digits.py", "--epochs", "1", "--trials", str(TRIALS), "--output", str(tmp_path))
+    """Twice into one folder: the second run replaces the first one's study instead of adding to it or failing."""
+    for epochs in ("1", "4"):
+        done = run("digits.py", "--epochs", epochs, "--trials", str(TRIALS), "--output", str(tmp_path))
         assert done.returncode == 0, done.stderr
     check_results(tmp_path, done.stdout)
 
