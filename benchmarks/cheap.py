@@ -1,4 +1,4 @@
-"""Cheap: `fit` against one plain training of the same network, batch and epochs, interleaved; and where its time goes."""
+"""Cheap: `fit` against one plain training of the same network, batch and epochs, interleaved; where its time goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defaults: `fit` without any tuning on six different small problems, and without weights of settings, for comparison."""
+"""Defaults: `fit` without any tuning on six small problems, and without weights of settings, for comparison."""
 
 from __future__ import annotations
 

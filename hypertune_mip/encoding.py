@@ -1,7 +1,8 @@
 """Input encoding: from units to what the trunk of the hypernetwork sees.
 
-Reference: Gonzalez Ortiz, Guttag, Dalca, "Magnitude Invariant Parametrizations Improve Hypernetwork Learning", ICLR 2024,
-arXiv 2304.07645. Deviation: the result is divided by sqrt(d), so that its norm is 1 for every number d of hyperparameters.
+Reference: Gonzalez Ortiz, Guttag, Dalca, "Magnitude Invariant Parametrizations Improve Hypernetwork Learning",
+ICLR 2024, arXiv 2304.07645. Deviation: the result is divided by sqrt(d), so that its norm is 1 for every number d of
+hyperparameters.
 """
 
 from __future__ import annotations

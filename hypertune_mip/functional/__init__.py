@@ -1,7 +1,7 @@
 """Weights and configs of one setting, as the primary network meets them."""
 
 from hypertune_mip.functional.context import ActiveConfig, ConfigModule, active
-from hypertune_mip.functional.weights import LowRankWeight, RankOneWeight, StructuredWeight
+from hypertune_mip.functional.weights import LowRankWeight, RankOneWeight, StructuredWeight, plain
 
 __all__ = [
     "ActiveConfig",
@@ -10,4 +10,5 @@ __all__ = [
     "RankOneWeight",
     "StructuredWeight",
     "active",
+    "plain",
 ]

@@ -81,8 +81,8 @@ class ConfigModule(nn.Module, ABC):
         config = _active.get()
         if config is None:
             raise SpaceError(
-                f"{type(self).__name__}('{self.hyperparameter}') runs inside a hypernetwork only, which knows the value of"
-                f" '{self.hyperparameter}'. For a plain network call hypertune_mip.nn.resolve(network, config) first."
+                f"{type(self).__name__}('{self.hyperparameter}') runs inside a hypernetwork only, which knows the value"
+                f" of '{self.hyperparameter}'. For a plain network call hypertune_mip.nn.resolve(network, config)."
             )
         return config[self.hyperparameter]
 

@@ -35,9 +35,7 @@ class StructuredWeight(Tensor):
     @staticmethod
     def __new__(cls, theta_0: Tensor, *factors: Any, **options: Any) -> Self:
         """An empty shell with theta_0's shape, dtype and device."""
-        shell: Self = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, theta_0.shape, dtype=theta_0.dtype, device=theta_0.device
-        )
+        shell: Self = Tensor._make_wrapper_subclass(cls, theta_0.shape, dtype=theta_0.dtype, device=theta_0.device)
         return shell
 
     @abstractmethod
@@ -66,7 +64,7 @@ class StructuredWeight(Tensor):
         """Sum of absolute values of the formed weight, 0-d."""
         return self.form().abs().sum()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Kind and shape: the values of a weight under vmap cannot be shown."""
         return f"{type(self).__name__}(shape={tuple(self.theta_0.shape)})"
 
@@ -92,7 +90,7 @@ class StructuredWeight(Tensor):
         return func(*plain_args, **plain_options)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Callable[..., Any],
         types: Any,
@@ -246,3 +244,8 @@ class LowRankWeight(StructuredWeight):
         cross = ((self.left.T @ self.theta_0.flatten(1)) * right).sum(-1)
         gram = (self.left.T @ self.left) * (right @ right.T)
         return self.theta_0.square().sum() + 2 * cross @ self.scale + (gram @ self.scale) @ self.scale
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor itself, or the formed one where it is structured."""
+    return tensor.form() if isinstance(tensor, StructuredWeight) else tensor

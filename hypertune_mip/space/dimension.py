@@ -72,8 +72,8 @@ class Dimension(ABC):
     def _inside(self, number: float, low: float, high: float) -> float:
         if not low <= number <= high:
             raise SpaceError(
-                f"'{self.name}' must lie in [{low:g}, {high:g}], but got {number!r}. The hypernetwork has learned nothing"
-                " outside the range that it was trained on: train again with a wider range if you need this value."
+                f"'{self.name}' must lie in [{low:g}, {high:g}], but got {number!r}. The hypernetwork has learned"
+                " nothing outside the range that it was trained on; train with a wider one if you need this value."
             )
         return number
 

@@ -101,7 +101,7 @@ class SearchSpace(Mapping[str, BaseDistribution]):
         `space.from_unit(space.to_unit(configs)) == configs`, for floats up to rounding.
 
         Raises:
-            SpaceError: If a name is unknown or missing, or a value is not finite, of the wrong type or outside its range.
+            SpaceError: If a name is unknown or missing, or a value is not finite, of another type or out of range.
         """
         rows = [configs] if isinstance(configs, Mapping) else list(configs)
         return torch.tensor([self._row(c) for c in rows], dtype=torch.float64).reshape(-1, len(self))

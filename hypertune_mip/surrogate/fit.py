@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.evaluation import Metric
+from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.surrogate.response import warn_of_no_response
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.training import Loss, Options, adam, cosine, train
@@ -51,12 +51,12 @@ def fit(
         metric: (model, batch) to 0-d means over the batch, by name; needed to evaluate anything.
         val_loader: Validation data for `metric`.
         epochs: Passes over `train_loader`; as many as one plain training takes is a good start.
-        settings_per_step: Settings K that share a step; "auto" takes about the square root of the batch size, at most 16.
-        batching: "split" gives each setting its own part of the batch, at the cost of about one plain step; "full" gives
-            each setting the whole batch, for small data and strong noise.
+        settings_per_step: Settings K that share a step; "auto" takes about the square root of the batch size, up to 16.
+        batching: "split" gives each setting its own part of the batch, for the cost of a step or two; "full" gives each
+            setting the whole batch, for small data and strong noise.
         endpoints: Share of settings moved to the ends of each range; see `SearchSpace.sample`.
-        normalize: Whether each setting's loss is divided by its own value, so that all count the same.
-        optimizer: From parameters to any torch optimiser; the default is Adam at 3e-3.
+        normalize: Whether settings are weighted so that strong penalties do not dominate; see `training.weighting`.
+        optimizer: From parameters to any torch optimiser; the default is Adam at 5e-3.
         schedule: From (optimiser, steps) to a torch schedule that is advanced every step; None keeps the rate.
         gradient_clip: Largest norm of the whole gradient.
         precision: "bfloat16" or "float16" for mixed precision.

@@ -1,4 +1,4 @@
-"""How much each hyperparameter moves each metric: finds those that are ignored, and a hypernetwork that has collapsed."""
+"""How much each hyperparameter moves each metric: finds those that are ignored, and a collapsed hypernetwork."""
 
 from __future__ import annotations
 

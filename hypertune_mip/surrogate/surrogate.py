@@ -174,8 +174,8 @@ class Surrogate:
     def materialize(self, config: Config, *, recalibrate: Iterable[Any] | None = None) -> nn.Module:
         """A plain copy of the primary network with theta(u) folded in, in evaluation mode, on the same device.
 
-        Layers bound to hyperparameters become plain ones at the config's values. The copy answers as the surrogate does:
-        `materialize(config)(x)` equals the functional evaluation to float tolerance.
+        Layers bound to hyperparameters become plain ones at the config's values. The copy answers as the surrogate
+        does: `materialize(config)(x)` equals the functional evaluation to float tolerance.
 
         Args:
             config: Native values.
@@ -194,8 +194,8 @@ class Surrogate:
         network.requires_grad_(True)
         if self.hypernet.batch_norms and recalibrate is None:
             warnings.warn(
-                f"{list(self.hypernet.batch_norms)} use the statistics of the batch at hand, so single predictions depend"
-                " on their batch. Pass `recalibrate=train_loader` to give the network running statistics.",
+                f"{list(self.hypernet.batch_norms)} use the statistics of the batch at hand, so single predictions"
+                " depend on their batch. Pass `recalibrate=train_loader` to give the network running statistics.",
                 HypertuneWarning,
                 stacklevel=2,
             )

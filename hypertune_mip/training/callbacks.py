@@ -24,11 +24,11 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtraError("The TensorBoard callback", "tensorboard") from error
-        self._writer = SummaryWriter(log_dir=str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(log_dir=str(folder))
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Write one epoch's record."""
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "epoch":
-                self._writer.add_scalar(name, value, record["epoch"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, record["epoch"])
+        self._writer.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -68,7 +67,7 @@ def split_batch(batch: Any, settings: int) -> Any:
 
 
 def automatic_settings(size: int) -> int:
-    """Settings a step for batches of `size` examples: near the square root, at most 16, a divisor where there is one."""
+    """Settings a step for batches of `size`: near the square root, at most 16, a divisor of it where there is one."""
     root = max(1, min(16, math.isqrt(size)))
     divisors = [k for k in range(root, (root + 1) // 2, -1) if size % k == 0]
     return divisors[0] if divisors else root

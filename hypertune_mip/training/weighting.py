@@ -1,11 +1,11 @@
 """How much each setting of a step counts.
 
-Any positive weight that depends on the setting alone leaves each setting's minimiser where it is, so weights are free to
-serve training. Two things are asked of them.
+Any positive weight that depends on the setting alone leaves each setting's minimiser where it is, so weights are free
+to serve training. Two things are asked of them.
 
-Every setting counts the same: a setting's weight is 1 / its loss, or strong penalties would dominate the shared weights.
-The loss of one small part of a batch is too noisy for that (examples would count less where the loss happens to be
-high), so the weight uses what a running regression of the log loss on the encoded setting predicts.
+Every setting counts the same: its weight is 1 / its loss, or strong penalties would dominate the shared weights. The
+loss of one small part of a batch is too noisy for that (examples would count less where the loss happens to be high),
+so the weight uses what a running regression of the log loss on the encoded setting predicts.
 
 Settings with a strong penalty must not crush the shared weights before the hypernetwork can tell settings apart: once
 all weights are near zero, no setting's fit gives a gradient any more. So in the first half of training the weight is

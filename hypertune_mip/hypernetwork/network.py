@@ -11,29 +11,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import fnmatch
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
-from optuna.distributions import CategoricalDistribution
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_map
 
 from hypertune_mip.encoding import Encoding, encode, encoded_size
-from hypertune_mip.errors import NetworkError, SpaceError
-from hypertune_mip.functional import ActiveConfig, ConfigModule, StructuredWeight, active
+from hypertune_mip.errors import NetworkError
+from hypertune_mip.functional import ActiveConfig, active, plain
+from hypertune_mip.functional.placement import find_slots, in_place, loop, no_attention_fast_path
 from hypertune_mip.heads import Dense, Head, RankOne, Rule
+from hypertune_mip.hypernetwork.primary import (
+    Pattern,
+    check_bindings,
+    generated_parameters,
+    use_batch_statistics,
+)
 from hypertune_mip.space import SearchSpace
 
 Function = Callable[[nn.Module, Any, ActiveConfig], Any]
 """Of (primary network at one setting, data of that setting, config): a loss, or a metric behind an adapter."""
-Pattern = str | type[nn.Module]
 
 
 class HyperNetwork(nn.Module):
@@ -92,9 +93,9 @@ class HyperNetwork(nn.Module):
         self.mapping = mapping
         self.freeze_theta_0 = freeze_theta_0
         self.network = copy.deepcopy(network)
-        self.batch_norms = _use_batch_statistics(self.network, refuse=batch_norm == "refuse")
-        _check_bindings(self.network, space)
-        owners = _generated(self.network, generate)
+        self.batch_norms = use_batch_statistics(self.network, refuse=batch_norm == "refuse")
+        check_bindings(self.network, space)
+        owners = generated_parameters(self.network, generate)
         self.generated: tuple[str, ...] = tuple(owners)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -108,6 +109,7 @@ class HyperNetwork(nn.Module):
         self.rules.to(like)
         if freeze_theta_0:
             self.network.requires_grad_(False)
+        self._slots = find_slots(self.network, self.generated)
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class HyperNetwork(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """See `__getstate__`."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._lock = threading.RLock()
 
     def extra_repr(self) -> str:
@@ -210,13 +212,12 @@ class HyperNetwork(nn.Module):
 
         def one(numbers: dict[str, Tensor], configs: dict[str, Tensor], data: Any) -> Any:
             config = ActiveConfig(configs, reads)
-            with active(config), _in_place(slots, self._tensors(numbers)):
+            with active(config), in_place(self._slots, self._tensors(numbers)):
                 return function(self.network, data, config)
 
-        with self._lock, _no_attention_fast_path():
-            slots = _slots(self.network, self.generated)
+        with self._lock, no_attention_fast_path():
             if self.mapping == "loop":
-                return _loop(one, len(units), numbers, configs, data, split=split)
+                return loop(one, len(units), numbers, configs, data, split=split)
             try:
                 mapped = vmap(one, in_dims=(0, 0, 0 if split else None), randomness="different")
                 return mapped(numbers, configs, data)
@@ -229,63 +230,8 @@ class HyperNetwork(nn.Module):
                 ) from error
 
     def _tensors(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self.rule(name).tensor(self.network.get_parameter(name), part) for name, part in numbers.items()}
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """The tensor itself, or the formed one where it is structured."""
-    return tensor.form() if isinstance(tensor, StructuredWeight) else tensor
-
-
-Slot = tuple[nn.Module, str, str]
-"""A place that holds a parameter: the owner, the name there, and the name of the parameter."""
-
-
-def _slots(network: nn.Module, names: Sequence[str]) -> list[Slot]:
-    """All places that hold the named parameters, those of tied copies included."""
-    by_identity = {id(network.get_parameter(name)): name for name in names}
-    return [
-        (module, leaf, by_identity[id(parameter)])
-        for module in network.modules()
-        for leaf, parameter in module._parameters.items()
-        if id(parameter) in by_identity
-    ]
-
-
-@contextmanager
-def _in_place(slots: Sequence[Slot], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Put one setting's tensors where the network keeps its parameters, and the parameters back at the end.
-
-    `torch.func.functional_call` does the same for one forward call; here the whole loss runs inside, which may call any
-    method of the network and ask for its parameters, at a tenth of the cost.
-    """
-    originals = [module._parameters[leaf] for module, leaf, _ in slots]
-    try:
-        for module, leaf, name in slots:
-            module._parameters[leaf] = tensors[name]  # type: ignore[assignment]
-        yield
-    finally:
-        for (module, leaf, _), original in zip(slots, originals, strict=True):
-            module._parameters[leaf] = original
-
-
-def _loop(one: Callable[..., Any], settings: int, numbers: Any, configs: Any, data: Any, *, split: bool) -> Any:
-    results = []
-    for index in range(settings):
-        at = lambda tree, i=index: tree_map(lambda t: t[i], tree)  # noqa: E731
-        results.append(one(at(numbers), at(configs), at(data) if split else data))
-    return tree_map(lambda *parts: torch.stack(parts), *results)
-
-
-@contextmanager
-def _no_attention_fast_path() -> Iterator[None]:
-    """Keep attention on the path that looks at its weights through `__torch_function__` and vmap."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        theta_0 = {slot.name: slot.tensor for slot in self._slots}
+        return {name: self.rule(name).tensor(theta_0[name], part) for name, part in numbers.items()}
 
 
 def _key(name: str) -> str:
@@ -321,81 +267,3 @@ def _check_options(trunk: Sequence[int], encoding: str, mapping: str, batch_norm
     ):
         if value not in allowed:
             raise NetworkError(f"`{name}` must be one of {allowed}, but got {value!r}.")
-
-
-def _use_batch_statistics(network: nn.Module, *, refuse: bool) -> tuple[str, ...]:
-    """Drop running statistics from the network in place; names of the modules that had them."""
-    names = []
-    for name, module in network.named_modules():
-        if isinstance(module, _NormBase) and module.track_running_stats:
-            if refuse:
-                raise NetworkError(
-                    f"Module '{name}' ({type(module).__name__}) keeps running statistics, which would mix all settings."
-                    " Use GroupNorm or LayerNorm, or batch_norm='batch_statistics'."
-                )
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-            names.append(name)
-    return tuple(names)
-
-
-def _check_bindings(network: nn.Module, space: SearchSpace) -> None:
-    for path, module in network.named_modules():
-        if not isinstance(module, ConfigModule) or not isinstance(module.hyperparameter, str):
-            continue
-        name = module.hyperparameter
-        where = f"Layer '{path}' ({type(module).__name__})"
-        if name not in space:
-            raise SpaceError(f"{where} reads '{name}', but the space holds {list(space.names)}.")
-        distribution = space[name]
-        if isinstance(distribution, CategoricalDistribution):
-            raise SpaceError(f"{where} needs a number, but '{name}' is categorical: {distribution}.")
-        module.check_range(float(distribution.low), float(distribution.high))  # type: ignore[attr-defined]
-
-
-def _generated(network: nn.Module, generate: Sequence[Pattern] | None) -> dict[str, nn.Module]:
-    """Owner of each parameter to generate, by parameter name, in the network's order; tied parameters appear once."""
-    if isinstance(generate, (str, type)):
-        generate = [generate]
-    modules = dict(network.named_modules(remove_duplicate=False))
-    used: set[Pattern] = set()
-    owners: dict[str, nn.Module] = {}
-    for name, parameter in network.named_parameters():
-        path = name.rpartition(".")[0]
-        matching = {p for p in generate or () if _matches(p, name, path, modules[path])}
-        used |= matching
-        if matching or (generate is None and parameter.requires_grad):
-            _check_served(path, modules[path], parameter)
-            owners[name] = modules[path]
-    for pattern in generate or ():
-        if pattern not in used:
-            raise NetworkError(
-                f"`generate` has {pattern!r}, which matches no module or parameter; the network has {list(modules)[1:]}."
-            )
-    if not owners:
-        raise NetworkError(
-            "Nothing of the primary network would be generated, so no metric could respond to a hyperparameter."
-            " Pass a network that has trainable parameters."
-        )
-    return owners
-
-
-def _matches(pattern: Pattern, name: str, path: str, module: nn.Module) -> bool:
-    if isinstance(pattern, str):
-        return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(name, pattern)
-    return isinstance(module, pattern)
-
-
-def _check_served(path: str, module: nn.Module, parameter: Tensor) -> None:
-    where = f"Module '{path}' ({type(module).__name__})"
-    advice = "Leave it out of `generate`, and it is shared by all settings."
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise NetworkError(f"{where} has no shape yet. Run one forward pass of the network first.")
-    if isinstance(module, nn.RNNBase):
-        raise NetworkError(
-            f"{where} reads its weights past the ones that a setting gives it, so they cannot be generated. {advice}"
-        )
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
-        raise NetworkError(f"{where} with max_norm rewrites its weight in place. {advice}")
-    if not parameter.is_floating_point():
-        raise NetworkError(f"{where} has a parameter of type {parameter.dtype}. {advice}")

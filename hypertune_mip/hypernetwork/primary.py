@@ -1,0 +1,96 @@
+"""What of a primary network can be generated, and the checks that it can be run at many settings."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from optuna.distributions import CategoricalDistribution
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from hypertune_mip.errors import NetworkError, SpaceError
+from hypertune_mip.functional import ConfigModule
+from hypertune_mip.space import SearchSpace
+
+Pattern = str | type[nn.Module]
+"""A type of modules, or a pattern (as in `fnmatch`) of names of modules or parameters."""
+
+
+def use_batch_statistics(network: nn.Module, *, refuse: bool) -> tuple[str, ...]:
+    """Drop running statistics from the network in place; names of the modules that had them."""
+    names = []
+    for name, module in network.named_modules():
+        if isinstance(module, _NormBase) and module.track_running_stats:
+            if refuse:
+                raise NetworkError(
+                    f"Module '{name}' ({type(module).__name__}) keeps running statistics, which would mix all settings."
+                    " Use GroupNorm or LayerNorm, or batch_norm='batch_statistics'."
+                )
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+            names.append(name)
+    return tuple(names)
+
+
+def check_bindings(network: nn.Module, space: SearchSpace) -> None:
+    """Raise SpaceError for a layer that is bound to a name which the space lacks, or to values it cannot run at."""
+    for path, module in network.named_modules():
+        if not isinstance(module, ConfigModule) or not isinstance(module.hyperparameter, str):
+            continue
+        name = module.hyperparameter
+        where = f"Layer '{path}' ({type(module).__name__})"
+        if name not in space:
+            raise SpaceError(f"{where} reads '{name}', but the space holds {list(space.names)}.")
+        distribution = space[name]
+        if isinstance(distribution, CategoricalDistribution):
+            raise SpaceError(f"{where} needs a number, but '{name}' is categorical: {distribution}.")
+        module.check_range(float(distribution.low), float(distribution.high))  # type: ignore[attr-defined]
+
+
+def generated_parameters(network: nn.Module, generate: Sequence[Pattern] | None) -> dict[str, nn.Module]:
+    """Owner of each parameter to generate, by parameter name, in the network's order; tied parameters appear once."""
+    if isinstance(generate, (str, type)):
+        generate = [generate]
+    modules = dict(network.named_modules(remove_duplicate=False))
+    used: set[Pattern] = set()
+    owners: dict[str, nn.Module] = {}
+    for name, parameter in network.named_parameters():
+        path = name.rpartition(".")[0]
+        matching = {p for p in generate or () if _matches(p, name, path, modules[path])}
+        used |= matching
+        if matching or (generate is None and parameter.requires_grad):
+            _check_served(path, modules[path], parameter)
+            owners[name] = modules[path]
+    for pattern in generate or ():
+        if pattern not in used:
+            raise NetworkError(
+                f"`generate` has {pattern!r}, which matches no module or parameter; modules are {list(modules)[1:]}."
+            )
+    if not owners:
+        raise NetworkError(
+            "Nothing of the primary network would be generated, so no metric could respond to a hyperparameter."
+            " Pass a network that has trainable parameters."
+        )
+    return owners
+
+
+def _matches(pattern: Pattern, name: str, path: str, module: nn.Module) -> bool:
+    if isinstance(pattern, str):
+        return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(name, pattern)
+    return isinstance(module, pattern)
+
+
+def _check_served(path: str, module: nn.Module, parameter: Tensor) -> None:
+    where = f"Module '{path}' ({type(module).__name__})"
+    advice = "Leave it out of `generate`, and it is shared by all settings."
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise NetworkError(f"{where} has no shape yet. Run one forward pass of the network first.")
+    if isinstance(module, nn.RNNBase):
+        raise NetworkError(
+            f"{where} reads its weights past the ones that a setting gives it, so they cannot be generated. {advice}"
+        )
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+        raise NetworkError(f"{where} with max_norm rewrites its weight in place. {advice}")
+    if not parameter.is_floating_point():
+        raise NetworkError(f"{where} has a parameter of type {parameter.dtype}. {advice}")
