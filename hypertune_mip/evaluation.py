@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class Evaluator:
         self.loader = loader
         self.memory_budget = memory_budget
         self._cache: list[Any] | None = self._read()
-        self._bytes: int | None = None
+        self._known: tuple[tuple[str, ...], int] | None = None
 
     def __call__(self, units: Float[Tensor, "S d"], *, differentiable: bool = False) -> dict[str, Float[Tensor, "S"]]:
         """Metrics by name at each setting, float64; on the hypernetwork's device.
@@ -80,26 +81,19 @@ class Evaluator:
             units: The settings.
             differentiable: Whether gradients flow back to `units` (and to the hypernetwork's weights).
         """
-        training = self.hypernet.training
-        self.hypernet.eval()
-        try:
-            with torch.set_grad_enabled(differentiable):
-                parts = [self._chunk(chunk) for chunk in units.split(self.chunk_size())]
-        finally:
-            self.hypernet.train(training)
-        if not parts:
+        if not len(units):
             return {name: torch.empty(0, dtype=torch.float64) for name in self.names()}
+        with _evaluating(self.hypernet), torch.set_grad_enabled(differentiable):
+            parts = [self._chunk(chunk) for chunk in units.split(self.chunk_size())]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def names(self) -> tuple[str, ...]:
         """Names of the metrics, in the order in which the metric returns them."""
-        return tuple(self(self.hypernet.space.sample(1)))
+        return self._trial()[0]
 
     def chunk_size(self) -> int:
         """Settings that are evaluated at once."""
-        if self._bytes is None:
-            self._bytes = self._bytes_per_setting()
-        return max(1, self.memory_budget // self._bytes)
+        return max(1, self.memory_budget // self._trial()[1])
 
     def _chunk(self, units: Tensor) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
@@ -146,21 +140,38 @@ class Evaluator:
             raise DataError("The validation loader holds no example. Pass a DataLoader or list of batches.")
         return kept
 
-    def _bytes_per_setting(self) -> int:
-        """Activations of one setting on the first batch, twice for temporaries, and its weights."""
-        sizes: list[int] = []
+    def _trial(self) -> tuple[tuple[str, ...], int]:
+        """From one setting on the first batch: names of the metrics, and bytes that a setting takes.
 
-        def note(module: nn.Module, inputs: Any, output: Any) -> None:
-            sizes.extend(t.numel() * t.element_size() for t in tree_leaves(output) if isinstance(t, Tensor))
+        These are its activations, twice for temporaries, and its weights.
+        """
+        if self._known is None:
+            sizes: list[int] = []
 
-        network = self.hypernet.network
-        leaves = [module for module in network.modules() if not list(module.children())]
-        handles = [module.register_forward_hook(note) for module in leaves]
-        try:
-            with torch.no_grad():
-                self.hypernet(self._named, self.hypernet.space.sample(1), next(self._batches()), split=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        weights = sum(p.numel() * p.element_size() for p in network.parameters())
-        return 2 * sum(sizes) + weights
+            def note(module: nn.Module, inputs: Any, output: Any) -> None:
+                sizes.extend(t.numel() * t.element_size() for t in tree_leaves(output) if isinstance(t, Tensor))
+
+            network = self.hypernet.network
+            leaves = [module for module in network.modules() if not list(module.children())]
+            handles = [module.register_forward_hook(note) for module in leaves]
+            try:
+                with _evaluating(self.hypernet), torch.no_grad():
+                    unit = self.hypernet.space.sample(1)
+                    values = self.hypernet(self._named, unit, next(iter(self._batches())), split=False)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            weights = sum(p.numel() * p.element_size() for p in network.parameters())
+            self._known = tuple(values), 2 * sum(sizes) + weights
+        return self._known
+
+
+@contextmanager
+def _evaluating(hypernet: HyperNetwork) -> Iterator[None]:
+    """The hypernetwork in evaluation mode, and back in its own afterwards."""
+    training = hypernet.training
+    hypernet.eval()
+    try:
+        yield
+    finally:
+        hypernet.train(training)

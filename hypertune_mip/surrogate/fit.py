@@ -105,5 +105,5 @@ def fit(
     evaluator = surrogate._evaluator
     surrogate.history, unread = train(hypernet, loss, train_loader, options, evaluator=evaluator)
     if evaluator is not None:
-        warn_of_no_response(surrogate.responses(), unread)
+        warn_of_no_response(surrogate.responses(bases=2), unread)
     return surrogate

@@ -10,25 +10,24 @@ from torch import Tensor
 from hypertune_mip.errors import HypertuneWarning
 from hypertune_mip.evaluation import Evaluator
 
-_BASES = 8
-_GRID = 5
+_GRID = 3  # both ends and the middle
 NEGLIGIBLE = 1e-3
 """Share of a metric's size below which a response counts as none."""
 
 
-def responses(evaluator: Evaluator, *, seed: int = 0) -> dict[str, dict[str, float]]:
+def responses(evaluator: Evaluator, *, bases: int, seed: int = 0) -> dict[str, dict[str, float]]:
     """Mean range of each metric as one hyperparameter goes through its range, by hyperparameter and metric.
 
-    The other hyperparameters stay at each of eight settings in turn; the range is divided by the metric's mean size, so
-    0.1 means that the hyperparameter alone moves the metric by a tenth.
+    The other hyperparameters stay at each of `bases` settings in turn; the range is divided by the metric's mean size,
+    so 0.1 means that the hyperparameter alone moves the metric by a tenth.
     """
     space = evaluator.hypernet.space
-    bases = space.sample(_BASES, seed=seed)
-    grid = torch.linspace(0, 1, _GRID, dtype=bases.dtype)
+    fixed = space.sample(bases, seed=seed)
+    grid = torch.linspace(0, 1, _GRID, dtype=fixed.dtype)
     table: dict[str, dict[str, float]] = {}
     for column, name in enumerate(space.names):
-        units = bases.repeat_interleave(_GRID, dim=0)
-        units[:, column] = grid.repeat(_BASES)
+        units = fixed.repeat_interleave(_GRID, dim=0)
+        units[:, column] = grid.repeat(bases)
         values = evaluator(space.snap(units))
         table[name] = {metric: _relative_range(value) for metric, value in values.items()}
     return table
@@ -60,7 +59,7 @@ def warn_of_no_response(table: dict[str, dict[str, float]], ignored: frozenset[s
 
 
 def _relative_range(value: Tensor) -> float:
-    rows = value.reshape(_BASES, _GRID)
+    rows = value.reshape(-1, _GRID)
     size = value.abs().mean()
     spread = (rows.amax(1) - rows.amin(1)).mean()
     return float(spread / size) if size > 0 else 0.0

@@ -167,9 +167,13 @@ class Surrogate:
             raise SpaceError(f"`metrics` must be a list of metric names, but got {metrics!r}.")
         return search.pareto_front(self._evaluate, metrics, candidates=candidates, seed=seed)
 
-    def responses(self) -> dict[str, dict[str, float]]:
-        """How far each hyperparameter alone moves each metric, as a share of the metric's size; see `responses`."""
-        return responses(self._evaluate)
+    def responses(self, *, bases: int = 8) -> dict[str, dict[str, float]]:
+        """How far each hyperparameter alone moves each metric, as a share of its size, by hyperparameter and metric.
+
+        Args:
+            bases: Settings at which the other hyperparameters stay while one goes through its range.
+        """
+        return responses(self._evaluate, bases=bases)
 
     def materialize(self, config: Config, *, recalibrate: Iterable[Any] | None = None) -> nn.Module:
         """A plain copy of the primary network with theta(u) folded in, in evaluation mode, on the same device.

@@ -29,13 +29,15 @@ _RIDGE = 1e-2
 _OBSERVE = 20  # steps before the regression is used
 _REFIT = 5  # steps between solutions of the regression
 _LEAD = 0.5  # share of training in which settings with a small loss lead
+_FLOOR = 1e-6  # of the average loss: a setting that fits perfectly must not have an infinite weight
+_SMALLEST = 1e-30
 _DECAY = 0.99  # of the one scale that serves losses which can be negative
 
 
 class SettingWeights:
     """Weights of the settings of a step, from the losses of the steps before.
 
-    Where a loss can be negative a ratio means nothing; from the first loss <= 0 on, one running scale (an average of
+    Where a loss can be negative a ratio means nothing; from the first negative loss on, one running scale (an average of
     absolute losses) serves all settings.
 
     Args:
@@ -76,9 +78,10 @@ class SettingWeights:
         """Weights (S,) such that weights x (predicted) losses sum to 1; nothing here waits for the device."""
         state = self._state = {name: value.to(losses.device) for name, value in self._state.items()}
         size = losses.abs().mean()
-        state["running"] = size if self.steps == 0 else _DECAY * state["running"] + (1 - _DECAY) * size
-        state["signed"] = state["signed"] | (losses <= 0).any()
-        logs = losses.clamp_min(torch.finfo(losses.dtype).tiny).log()
+        running = size if self.steps == 0 else _DECAY * state["running"] + (1 - _DECAY) * size
+        state["running"] = running.clamp_min(_SMALLEST)
+        state["signed"] = state["signed"] | (losses < 0).any()
+        logs = torch.maximum(losses, _FLOOR * state["running"]).log()
         inputs = torch.cat([torch.ones_like(encoded[:, :1]), encoded], dim=1)
         if self.steps < _OBSERVE:
             expected = logs
