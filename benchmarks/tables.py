@@ -150,13 +150,18 @@ def summary() -> str:
 
 
 def optuna_rate() -> str:
-    return rate_table(results.read("optuna_rate"))
-
-
-def rate_table(document: dict[str, Any]) -> str:
-    """Trials a second by storage and way."""
-    lines = [[row["storage"], row["way"], f"{row['trials_per_second']:.0f}"] for row in document["rows"]]
-    return table(["storage", "way", "trials a second"], lines) + environment(document)
+    """Trials a second, by storage and way."""
+    document = results.read("optuna_rate")
+    rates = {(r["storage"], r["method"]): f"{r['trials_per_second']:.0f}" for r in document["rates"]}
+    storages = list(dict.fromkeys(storage for storage, _ in rates))
+    methods = {"random": "objective, random", "tpe": "objective, TPE", "prefill": "`prefill`"}
+    lines = [[storage, *(rates[storage, method] for method in methods)] for storage in storages]
+    alone = document["surrogate_settings_per_second"]
+    return (
+        table(["trials a second", *methods.values()], lines)
+        + f"\n\nThe surrogate alone: {alone['single']:.0f} settings a second one by one, {alone['batch']:.0f} in batches."
+        + f" Measured on {document['device']} ({document['cores']} cores)."
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -37,8 +37,8 @@ _DECAY = 0.99  # of the one scale that serves losses which can be negative
 class SettingWeights:
     """Weights of the settings of a step, from the losses of the steps before.
 
-    Where a loss can be negative a ratio means nothing; from the first negative loss on, one running scale (an average of
-    absolute losses) serves all settings.
+    Where a loss can be negative a ratio means nothing; from the first negative loss on, one running scale (an average
+    of absolute losses) serves all settings.
 
     Args:
         columns: Number of columns E of an encoded setting.
