@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from optuna.distributions import (
     BaseDistribution,
     distribution_to_json,
@@ -130,7 +130,7 @@ class SearchSpace(Mapping[str, BaseDistribution]):
             for row in units.detach().double().cpu().tolist()
         ]
 
-    def decode(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S"]]:
+    def decode(self, units: Float[Tensor, "S d"]) -> dict[str, Num[Tensor, "S"]]:
         """Native values at units as tensors, by name, differentiable in the units.
 
         Integers and steps are rounded with a straight-through gradient. A categorical is the choice itself where all
