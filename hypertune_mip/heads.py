@@ -49,19 +49,33 @@ class Rule(nn.Module, ABC):
 
 
 class Additive(Rule):
-    """theta_0 + change, in full."""
+    """theta_0 + change, in full; the row of an embedding's padding index stays that of theta_0.
+
+    Under vmap torch would send gradients to that row, which its embedding never does otherwise.
+    """
 
     def __init__(
-        self, parameter: Tensor, features: int, initialization: Initialization, *, residual: bool = True
+        self,
+        parameter: Tensor,
+        module: nn.Module,
+        features: int,
+        initialization: Initialization,
+        *,
+        residual: bool = True,
     ) -> None:
         """See the class; with `residual` False the change alone (ablation)."""
         super().__init__(features, [parameter.numel()], initialization)
         self.residual = residual
+        self.padding = module.padding_idx if isinstance(module, nn.Embedding) else None
 
     def tensor(self, theta_0: Tensor, numbers: Tensor) -> Tensor:
         """See `Rule.tensor`."""
         change = numbers.reshape(theta_0.shape)
-        return theta_0 + change if self.residual else change
+        tensor = theta_0 + change if self.residual else change
+        if self.padding is None:
+            return tensor
+        row = torch.arange(len(theta_0), device=theta_0.device)[:, None] == self.padding
+        return torch.where(row, theta_0.detach(), tensor)
 
 
 class Scaling(Rule):
@@ -117,7 +131,7 @@ class Head(ABC):
     def rule(self, parameter: Tensor, module: nn.Module, features: int) -> Rule:
         """The rule of one parameter that `module` owns, for a trunk with `features` outputs."""
         if parameter.ndim < 2:
-            return Additive(parameter, features, self.initialization)
+            return Additive(parameter, module, features, self.initialization)
         return self.matrix_rule(parameter, module, features)
 
     @abstractmethod
@@ -143,7 +157,7 @@ class Dense(Head):
     def matrix_rule(self, parameter: Tensor, module: nn.Module, features: int) -> Rule:
         """See `Head.matrix_rule`."""
         initialization = self.initialization if self.residual else "fan_out"
-        return Additive(parameter, features, initialization, residual=self.residual)
+        return Additive(parameter, module, features, initialization, residual=self.residual)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,9 @@ def optuna_configs(name: str, count: int = 30) -> list[dict]:
 
 def same(left: dict, right: dict) -> bool:
     return list(left) == list(right) and all(
-        math.isclose(left[k], right[k], rel_tol=1e-9, abs_tol=1e-12) if isinstance(left[k], float) else left[k] == right[k]
+        math.isclose(left[k], right[k], rel_tol=1e-9, abs_tol=1e-12)
+        if isinstance(left[k], float)
+        else left[k] == right[k]
         for k in left
     )
 
