@@ -159,7 +159,8 @@ def optuna_rate() -> str:
     alone = document["surrogate_settings_per_second"]
     return (
         table(["trials a second", *methods.values()], lines)
-        + f"\n\nThe surrogate alone: {alone['single']:.0f} settings a second one by one, {alone['batch']:.0f} in batches."
+        + f"\n\nThe surrogate alone: {alone['single']:.0f} settings a second one by one,"
+        + f" {alone['batch']:.0f} in a batch."
         + f" Measured on {document['device']} ({document['cores']} cores)."
     )
 

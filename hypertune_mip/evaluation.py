@@ -71,7 +71,8 @@ class Evaluator:
         self.metric = metric
         self.loader = loader
         self.memory_budget = memory_budget
-        self._cache: list[Any] | None = self._read()
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the global generator
+            self._cache: list[Any] | None = self._read()
         self._known: tuple[tuple[str, ...], int] | None = None
 
     def __call__(self, units: Float[Tensor, "S d"], *, differentiable: bool = False) -> dict[str, Float[Tensor, "S"]]:

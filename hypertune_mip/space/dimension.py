@@ -95,8 +95,6 @@ class Continuous(Dimension):
     def to_unit(self, value: Value) -> float:
         """See `Dimension.to_unit`."""
         number = self._inside(self._number(value), self.low, self.high)
-        if self.high == self.low:
-            return 0.0
         if self.log:
             return (math.log(number) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (number - self.low) / (self.high - self.low)
@@ -241,6 +239,8 @@ def _numeric(choices: Sequence[Value]) -> bool:
 def dimension(name: str, distribution: BaseDistribution) -> Dimension:
     """The `Dimension` of one of Optuna's distributions; raises SpaceError for any other object."""
     if isinstance(distribution, FloatDistribution):
+        if distribution.single():
+            return Choice(name, (distribution.low,))
         if distribution.step is None:
             return Continuous(name, distribution.low, distribution.high, distribution.log)
         count = round((distribution.high - distribution.low) / distribution.step) + 1

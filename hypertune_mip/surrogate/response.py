@@ -18,14 +18,16 @@ NEGLIGIBLE = 1e-3
 def responses(evaluator: Evaluator, *, bases: int, seed: int = 0) -> dict[str, dict[str, float]]:
     """Mean range of each metric as one hyperparameter goes through its range, by hyperparameter and metric.
 
-    The other hyperparameters stay at each of `bases` settings in turn; the range is divided by the metric's mean size,
-    so 0.1 means that the hyperparameter alone moves the metric by a tenth.
+    Hyperparameters with one value only are left out. The others stay at each of `bases` settings in turn; the range is
+    divided by the metric's mean size, so 0.1 means that the hyperparameter alone moves the metric by a tenth.
     """
     space = evaluator.hypernet.space
     fixed = space.sample(bases, seed=seed)
     grid = torch.linspace(0, 1, _GRID, dtype=fixed.dtype)
     table: dict[str, dict[str, float]] = {}
-    for column, name in enumerate(space.names):
+    for column, (name, distribution) in enumerate(space.items()):
+        if distribution.single():
+            continue
         units = fixed.repeat_interleave(_GRID, dim=0)
         units[:, column] = grid.repeat(bases)
         values = evaluator(space.snap(units))
@@ -41,7 +43,7 @@ def warn_of_no_response(table: dict[str, dict[str, float]], ignored: frozenset[s
         ignored: Hyperparameters that have been warned of already.
     """
     flat = [name for name, row in table.items() if max(row.values()) < NEGLIGIBLE]
-    if len(flat) == len(table):
+    if flat and len(flat) == len(table):
         warnings.warn(
             "The hypernetwork has collapsed: no metric responds to any hyperparameter. Its answers mean nothing."
             " Lower the largest penalties in the space, train longer, or give `optimizer` a lower learning rate.",

@@ -226,9 +226,10 @@ class _Run:
     def _seed(self, epoch: int) -> None:
         seed = self.options.seed * _SEED_STRIDE + epoch * self.strategy.world_size + self.strategy.rank
         torch.manual_seed(seed)
-        generator = getattr(self.loader, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
+        for source in (self.loader, getattr(self.loader, "sampler", None)):
+            generator = getattr(source, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must not change between the parts of a resumed run."""
