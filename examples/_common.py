@@ -107,7 +107,7 @@ def train_from_scratch(
         torch.manual_seed(seed)
         model = ht.nn.resolve(make_network(), config).train()
         loader = DataLoader(data, batch_size=batch_size, shuffle=True)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
         for _ in range(epochs):
             for batch in loader:

@@ -77,6 +77,7 @@ def main() -> None:
         metric=metric,
         val_loader=DataLoader(validation, batch_size=500),
         epochs=options.epochs,
+        batching="full",  # few images with wrong labels: a part of a batch would say too little
         seed=options.seed,
         device="cpu",  # nor would a GPU help
     )

@@ -88,7 +88,7 @@ def load_data(folder: Path, count: int) -> tuple[TensorDataset, TensorDataset, T
 
 
 def command_line() -> argparse.Namespace:
-    parser = arguments(__doc__, epochs=100, output="runs/fashion_mnist")
+    parser = arguments(__doc__, epochs=40, output="runs/fashion_mnist")
     parser.add_argument("--data", type=Path, default=DEBIAN_FOLDER, help="folder of the .gz files")
     parser.add_argument("--images", type=int, default=2000, help="for training, as many for validation")
     return parser.parse_args()

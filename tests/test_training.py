@@ -390,7 +390,7 @@ def test_a_collapse_is_reported() -> None:
             hypernet(network=plain_network(), space=ONLY_DECAY),
             loss=crushing,
             epochs=60,
-            optimizer=partial(torch.optim.SGD, lr=1e-3),
+            optimizer=partial(torch.optim.SGD, lr=0.01, weight_decay=1.0),
             schedule=None,
             metric=error,
             val_loader=loader(shuffle=False),

@@ -110,18 +110,18 @@ class HyperNetwork(nn.Module):
         if freeze_theta_0:
             self.network.requires_grad_(False)
         self._slots = find_slots(self.network, self.generated)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()  # held while settings' tensors stand in the network
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the lock, so that copies and worker processes get one of their own."""
         state = self.__dict__.copy()
-        del state["_lock"]
+        del state["lock"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """See `__getstate__`."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def extra_repr(self) -> str:
         """Sizes and switches, in one line."""
@@ -171,7 +171,7 @@ class HyperNetwork(nn.Module):
         def form(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: plain(tensor) for name, tensor in self._tensors(numbers).items()}
 
-        with self._lock:  # no other thread may have its tensors in the network
+        with self.lock:  # no other thread may have its tensors in the network
             formed = vmap(form)(self.numbers(units))
             shared = {
                 name: parameter.expand(len(units), *parameter.shape)
@@ -215,7 +215,7 @@ class HyperNetwork(nn.Module):
             with active(config), in_place(self._slots, self._tensors(numbers)):
                 return function(self.network, data, config)
 
-        with self._lock, no_attention_fast_path():
+        with self.lock, no_attention_fast_path():
             if self.mapping == "loop":
                 return loop(one, len(units), numbers, configs, data, split=split)
             try:

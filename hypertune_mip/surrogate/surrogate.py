@@ -190,7 +190,8 @@ class Surrogate:
             SpaceError: As in `evaluate`.
         """
         units = self.space.to_unit(config)
-        network = hypertune_nn.resolve(self.hypernet.network, dict(config))
+        with self.hypernet.lock:
+            network = hypertune_nn.resolve(self.hypernet.network, dict(config))
         with torch.no_grad():
             tensors = self.hypernet.effective(units)
             for name, parameter in network.named_parameters():
