@@ -27,14 +27,15 @@ def loader(**options: Any) -> DataLoader[Any]:
     return DataLoader(data(), **({"batch_size": 8, "shuffle": True} | options))
 
 
-def network(seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), ht.nn.Dropout("dropout"), nn.Linear(5, 1))
-
-
 def plain_network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+
+
+def network() -> nn.Sequential:
+    first, middle, last = plain_network()
+    return nn.Sequential(first, middle, ht.nn.Dropout("dropout"), last)
 
 
 def hypernet(**options: Any) -> ht.HyperNetwork:
