@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks import results, tasks
 from benchmarks.truth import agreement, truth
 
-SETTINGS = {"fashion3": 48, "fashion8": 64, "fashion8wide": 64}
+SETTINGS = {"fashion3": 48, "fashion8": 64}
 
 
 def run(smoke: bool = False) -> dict[str, Any]:

@@ -16,11 +16,7 @@ from benchmarks import results
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 NO_CEILING = 0.8  # below this, the seeds of the truth do not agree on an order themselves
-TASKS = {
-    "fashion3": "3 hyperparameters",
-    "fashion8": "8 hyperparameters",
-    "fashion8wide": "8 hyperparameters, wide ranges",
-}
+TASKS = {"fashion3": "3 hyperparameters", "fashion8": "8 hyperparameters"}
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
