@@ -1,7 +1,7 @@
 """Trees of tensors and plain values in a folder: safetensors for the tensors, JSON for the rest, no pickle.
 
 The JSON file names the tensor file and its SHA-256 and is replaced last, in one step, so a folder holds either the old
-state or the new one whatever happens in between (a crash, a full disk).
+state or the new one whatever happens in between (a crash, a full disk). It holds the SHA-256 of its own content, too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,19 @@ def save_tree(folder: str | Path, name: str, tree: Mapping[str, Any], *, kind: s
             "schema_version": SCHEMA_VERSION,
             "kind": kind,
             "tensors": {"file": target.name, "sha256": digest},
+            "content_sha256": _content_digest(description),
             "content": description,
         }
         index = _temporary(folder, temporary)
         index.write_text(json.dumps(document, indent=1, allow_nan=True))
+        weights.chmod(index.stat().st_mode)  # safetensors leaves a file that nobody else may read
         for path in (weights, index):
             _flush(path)
+        if not target.exists():
+            temporary.append(target)  # until the index names it
         os.replace(weights, target)
         os.replace(index, folder / f"{name}.json")
+        temporary.clear()
         _flush(folder)
     except (OSError, SafetensorError) as error:
         raise StorageError(
@@ -83,6 +88,7 @@ def load_tree(folder: str | Path, name: str, *, kind: str, device: str = "cpu") 
         document = json.loads(path.read_text())
         version, found, content = document["schema_version"], document["kind"], document["content"]
         file, digest = document["tensors"]["file"], document["tensors"]["sha256"]
+        intact = version != SCHEMA_VERSION or document["content_sha256"] == _content_digest(content)
     except FileNotFoundError as error:
         raise StorageError(f"There is no '{path}'. Is '{folder}' a folder that `save` wrote?") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -94,6 +100,8 @@ def load_tree(folder: str | Path, name: str, *, kind: str, device: str = "cpu") 
             f"'{path}' has schema version {version!r}, but this release reads version {SCHEMA_VERSION}."
             " Load it with the release that wrote it."
         )
+    if not intact:
+        raise StorageError(f"'{path}' was altered: its content does not match its SHA-256.")
     weights = path.parent / Path(str(file)).name
     try:
         if _digest(weights) != digest:
@@ -108,10 +116,10 @@ def load_tree(folder: str | Path, name: str, *, kind: str, device: str = "cpu") 
 
 
 def _temporary(folder: Path, made: list[Path]) -> Path:
-    handle, path = tempfile.mkstemp(dir=folder, prefix=".writing-")
-    os.close(handle)
-    made.append(Path(path))
-    return Path(path)
+    path = folder / f".writing-{uuid.uuid4().hex}"
+    path.touch(exist_ok=False)  # not by `tempfile`, whose files nobody else may read
+    made.append(path)
+    return path
 
 
 def _flush(path: Path) -> None:
@@ -125,6 +133,10 @@ def _flush(path: Path) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content_digest(description: Any) -> str:
+    return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
 
 def _describe(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
