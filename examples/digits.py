@@ -64,24 +64,27 @@ def load_data() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
     return tuple(TensorDataset(images[part], labels[part]) for part in (train, validation, test))
 
 
-def main() -> None:
-    options = arguments(__doc__, epochs=200, output="runs/digits").parse_args()
-    train, validation, test = load_data()
-
-    torch.set_num_threads(1)  # with networks this small more threads mostly wait for each other
-    torch.manual_seed(options.seed)
-    surrogate = ht.fit(
+def train_hypernetwork(train: TensorDataset, validation: TensorDataset, *, epochs: int, seed: int) -> ht.Surrogate:
+    torch.manual_seed(seed)
+    return ht.fit(
         ht.HyperNetwork(make_network(), space),
         loss,
         DataLoader(train, batch_size=BATCH_SIZE, shuffle=True),
         metric=metric,
         val_loader=DataLoader(validation, batch_size=500),
-        epochs=options.epochs,
-        batching="full",  # few images with wrong labels: a part of a batch would say too little
-        seed=options.seed,
-        device="cpu",  # nor would a GPU help
+        epochs=epochs,
+        batching="full",  # with few images and wrong labels, a part of a batch would say too little
+        seed=seed,
+        device="cpu",  # a network this small gains nothing from a GPU
     )
 
+
+def main() -> None:
+    options = arguments(__doc__, epochs=200, output="runs/digits").parse_args()
+    train, validation, test = load_data()
+
+    torch.set_num_threads(1)  # with networks this small more threads mostly wait for each other
+    surrogate = train_hypernetwork(train, validation, epochs=options.epochs, seed=options.seed)
     study = search(surrogate, "loss", options.output / "study.journal", trials=options.trials, seed=options.seed)
     candidates = best_and_different(study, space, count=3)
 

@@ -115,7 +115,7 @@ def main() -> None:
         val_loader=DataLoader(validation, batch_size=1000),
         epochs=options.epochs,
         seed=options.seed,
-        device="cpu",  # nor would a GPU help
+        device="cpu",  # a network this small gains nothing from a GPU
     )
 
     study = search(surrogate, "loss", options.output / "study.journal", trials=options.trials, seed=options.seed)

@@ -15,11 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from _common import train_from_scratch
-from digits import BATCH_SIZE, load_data, loss, make_network, metric, space
+from digits import BATCH_SIZE, load_data, loss, make_network, metric, space, train_hypernetwork
 from matplotlib.axes import Axes
-from torch.utils.data import DataLoader
-
-import hypertune_mip as ht
 
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "digits.png"
 EPOCHS = 200
@@ -52,24 +49,21 @@ def main() -> None:
     torch.set_num_threads(1)
     train, validation, _ = load_data()
 
-    torch.manual_seed(0)
-    start = time.perf_counter()
-    loaders = DataLoader(train, batch_size=BATCH_SIZE, shuffle=True), DataLoader(validation, batch_size=500)
-    hypernet = ht.HyperNetwork(make_network(), space)
-    surrogate = ht.fit(hypernet, loss, loaders[0], metric=metric, val_loader=loaders[1], epochs=options.epochs)
+    start = time.process_time()  # one thread: the time of a core that does nothing else
+    surrogate = train_hypernetwork(train, validation, epochs=options.epochs, seed=0)
     predicted = surrogate.evaluate_batch(grid(50))["loss"]
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
 
-    start = time.perf_counter()
+    start = time.process_time()
     cells = grid(options.trainings)
     trained = [
         train_from_scratch(c, make_network, loss, train, batch_size=BATCH_SIZE, epochs=options.epochs, seeds=[0])
         for c in cells
     ]
     real = np.array([one.measure(metric, validation)["loss"][0] for one in trained])
-    seconds_real = time.perf_counter() - start
+    seconds_real = time.process_time() - start
 
-    levels = np.linspace(min(predicted.min(), real.min()), min(1.0, real.max()), 21)
+    levels = np.linspace(min(predicted.min(), real.min()), min(0.8, real.max()), 21)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     draw(left, grid(50), predicted, levels=levels, title=f"one hypernetwork, 2,500 settings: {seconds:.0f} s")
     draw(right, cells, real, levels=levels, title=f"{len(cells)} settings trained one by one: {seconds_real:.0f} s")
