@@ -132,6 +132,7 @@ RUNS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "sgd with momentum": (loader, {"optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9)}),
     "no schedule": (loader, {"schedule": None}),
     "chained schedules": (loader, {"schedule": warm_up_then_cosine}),
+    "small batches": (partial(loader, batch_size=2), {}),  # enough steps for the weights of settings to be fitted
     "own generator": (own_generator, {}),
     "sampler's generator": (sampler_with_generator, {}),
     "full batches": (loader, {"batching": "full", "settings_per_step": 3}),
