@@ -98,7 +98,7 @@ def bind(network: nn.Module, rates: Mapping[str, str]) -> nn.Module:
         NetworkError: If a pattern matches no `nn.Dropout`.
     """
     bound = copy.deepcopy(network)
-    layers = {name for name, module in bound.named_modules() if type(module) is nn.Dropout}
+    layers = {name for name, module in bound.named_modules(remove_duplicate=False) if type(module) is nn.Dropout}
     for pattern in rates:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
             raise NetworkError(f"{pattern!r} matches no nn.Dropout; the network has {sorted(layers)}.")
@@ -134,10 +134,11 @@ def resolve(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _replaced(network: nn.Module, replacement: Any) -> nn.Module:
-    """`network` with each module, or the network itself, replaced by `replacement(name, module)`."""
-    for path, parent in list(network.named_modules()):
-        for name, child in list(parent.named_children()):
-            setattr(parent, name, replacement(f"{path}.{name}" if path else name, child))
+    """`network` with each module, or the network itself, replaced by `replacement(name, module)` wherever it stands."""
+    for path, parent in list(network.named_modules(remove_duplicate=False)):
+        for name, child in parent._modules.items():
+            if child is not None:
+                parent._modules[name] = replacement(f"{path}.{name}" if path else name, child)
     replaced: nn.Module = replacement("", network)
     return replaced
 

@@ -172,6 +172,15 @@ def test_resolve_gives_plain_layers_at_the_values_of_a_config() -> None:
         ht.nn.resolve(network, {"rate": 0.4})
 
 
+def test_a_layer_that_stands_in_two_places_is_bound_and_resolved_in_both() -> None:
+    drop, inner = nn.Dropout(0.1), nn.Sequential(nn.Dropout(0.2))
+    bound = ht.nn.bind(nn.Sequential(drop, nn.Linear(2, 2), drop, inner, inner), {"*": "rate"})
+    layers = [bound[0], bound[2], bound[3][0], bound[4][0]]
+    assert [layer.hyperparameter for layer in layers] == ["rate"] * 4
+    plain = ht.nn.resolve(bound, {"rate": 0.4})
+    assert [layer.p for layer in (plain[0], plain[2], plain[3][0], plain[4][0])] == [0.4] * 4
+
+
 def test_a_layer_with_a_fixed_number_needs_no_config() -> None:
     layer = ht.nn.Dropout(0.25).train()
     kept = (layer(torch.ones(20_000)) > 0).float().mean().item()
