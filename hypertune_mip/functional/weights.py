@@ -82,7 +82,7 @@ class StructuredWeight(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **options)
         weight = args[1] if len(args) > 1 else options.get("weight")
-        if isinstance(weight, StructuredWeight) and not isinstance(args[0], StructuredWeight):
+        if isinstance(weight, StructuredWeight) and args and not isinstance(args[0], StructuredWeight):
             result = weight._factored(func, args, options)
             if result is not None:
                 return result

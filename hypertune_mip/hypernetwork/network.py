@@ -98,7 +98,7 @@ class HyperNetwork(nn.Module):
         owners = generated_parameters(self.network, generate)
         self.generated: tuple[str, ...] = tuple(owners)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it would reseed every CUDA device
             self.trunk = _trunk(self.encoded_size, self.widths)
             self.rules = nn.ModuleDict()
             for name, module in owners.items():

@@ -60,7 +60,7 @@ def minimize(evaluator: Evaluator, metric: str, *, candidates: int, starts: int,
         values = _metric(evaluator(point, differentiable=True), metric)
         better = (values.detach() < best_values).cpu()
         best_units[better] = point.detach()[better]
-        best_values = torch.minimum(best_values, values.detach())
+        best_values = torch.fmin(best_values, values.detach())  # not minimum: a NaN is no improvement
         if not values.requires_grad:
             break
         (gradient,) = torch.autograd.grad(values.sum(), point)

@@ -225,7 +225,10 @@ class _Run:
 
     def _seed(self, epoch: int) -> None:
         seed = self.options.seed * _SEED_STRIDE + epoch * self.strategy.world_size + self.strategy.rank
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if self.hypernet.device.type == "cuda":
+            with torch.cuda.device(self.hypernet.device):
+                torch.cuda.manual_seed(seed)
         for source in (self.loader, getattr(self.loader, "sampler", None)):
             generator = getattr(source, "generator", None)
             if isinstance(generator, torch.Generator):
