@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -220,6 +221,23 @@ def test_factored_layers_never_form_their_weights(network: str, head: str, monke
     for kind in (ht.functional.RankOneWeight, ht.functional.LowRankWeight):
         monkeypatch.setattr(kind, "form", forbidden)
     this(output, space().sample(2), NETWORKS[network].input(), split=False)
+
+
+@pytest.mark.parametrize("head", ["rank one", "low rank"])
+@pytest.mark.parametrize("function", [nn.functional.linear, nn.functional.conv1d, nn.functional.embedding])
+def test_arguments_by_name_are_those_by_place(function: Callable[..., torch.Tensor], head: str) -> None:
+    layer, x = {
+        nn.functional.linear: (nn.Linear(3, 2), torch.randn(4, 3)),
+        nn.functional.conv1d: (nn.Conv1d(3, 2, 2), torch.randn(4, 3, 5)),
+        nn.functional.embedding: (nn.Embedding(5, 2), torch.tensor([[0, 3], [4, 1]])),
+    }[function]
+    this, units = ht.HyperNetwork(layer, space(), head=HEADS[head]), space().sample(2)
+    options = ("bias",) if hasattr(layer, "bias") else ()
+
+    def by_name(model: nn.Module, batch: torch.Tensor, config: object) -> torch.Tensor:
+        return function(input=batch, weight=model.weight, **{name: getattr(model, name) for name in options})
+
+    close(this(by_name, units, x, split=False), this(output, units, x, split=False))
 
 
 def test_the_encodings_norm_keeps_the_size_of_generated_weights_apart_from_the_unit() -> None:

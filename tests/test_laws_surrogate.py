@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -137,6 +138,38 @@ def test_minimize_finds_a_known_optimum_and_its_gradient_vanishes() -> None:
 def test_minimize_keeps_discrete_hyperparameters_on_their_values() -> None:
     surrogate = bowl({"a": CategoricalDistribution([0.0, 0.25, 1.0]), "b": IntDistribution(-1, 1)})
     assert surrogate.minimize("distance", candidates=64).config == {"a": 0.25, "b": 0}
+
+
+def with_nan(surrogate: ht.Surrogate) -> ht.Surrogate:
+    """The distance is NaN in the best part of the space."""
+    known = surrogate._evaluator.metric
+
+    def metric(model: Bowl, batch: Tensor) -> dict[str, Tensor]:
+        values = known(model, batch)
+        return {**values, "distance": torch.where(values["distance"] < 0.1, math.nan, values["distance"])}
+
+    return ht.Surrogate(surrogate.hypernet, metric=metric, val_loader=[torch.zeros(1, 1)])
+
+
+def test_a_search_takes_nan_for_the_worst() -> None:
+    surrogate = with_nan(bowl({"a": FloatDistribution(0.0, 1.0), "b": CategoricalDistribution([-1, 0, 1])}))
+    for steps in (0, 60):
+        optimum = surrogate.minimize("distance", candidates=32, starts=32, steps=steps)
+        assert 0.1 <= optimum.value < 0.2
+        assert optimum.value == pytest.approx(surrogate.evaluate(optimum.config)["distance"])
+    front = surrogate.pareto_front(["distance", "size"], candidates=64)
+    assert front and not any(math.isnan(point.values["distance"]) for point in front)
+
+
+def test_a_metric_of_what_is_shared_leaves_the_best_candidate() -> None:
+    surrogate = ht.Surrogate(
+        hypernet("mlp", "rank one", generate=["0"]),
+        metric=lambda model, batch: {"size": ht.losses.l2(model[2])},
+        val_loader=[torch.zeros(1, 3)],
+    )
+    assert surrogate.minimize("size", candidates=4, starts=2).value == pytest.approx(
+        float(ht.losses.l2(surrogate.hypernet.network[2]).detach())
+    )
 
 
 def test_pareto_front_holds_what_no_other_candidate_beats() -> None:

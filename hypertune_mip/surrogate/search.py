@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,25 +47,26 @@ def minimize(evaluator: Evaluator, metric: str, *, candidates: int, starts: int,
     """The best setting that Sobol candidates, and descent from the best of them, have met.
 
     Continuous hyperparameters descend along the metric's gradient (Adam, kept in the unit cube); discrete ones keep the
-    values of their start. A metric without a gradient, such as an error rate, leaves the best candidate.
+    values of their start. A metric without a gradient, such as an error rate, leaves the best candidate. A setting at
+    which the metric is NaN counts as worse than any other.
     """
     space = evaluator.hypernet.space
     units = space.sample(candidates, seed=seed)
-    values = _metric(evaluator(units), metric)
+    values = _nan_last(_metric(evaluator(units), metric))
     order = torch.argsort(values)[:starts].cpu()
     free = torch.tensor([dim.cells is None for dim in space.dimensions])
     best_units, best_values = units[order].clone(), values[order].clone()
     point = units[order].clone().requires_grad_()
     descent = torch.optim.Adam([point], lr=_STEP)
     for _ in range(steps if bool(free.any()) else 0):
-        values = _metric(evaluator(point, differentiable=True), metric)
+        values = _nan_last(_metric(evaluator(point, differentiable=True), metric))
         better = (values.detach() < best_values).cpu()
         best_units[better] = point.detach()[better]
         best_values = torch.fmin(best_values, values.detach())  # not minimum: a NaN is no improvement
         if not values.requires_grad:
             break
-        (gradient,) = torch.autograd.grad(values.sum(), point)
-        point.grad = gradient * free
+        (gradient,) = torch.autograd.grad(values.sum(), point, materialize_grads=True)
+        point.grad = torch.where(free, gradient, 0.0).nan_to_num(0.0)
         descent.step()
         with torch.no_grad():
             point.clamp_(0.0, 1.0)
@@ -86,13 +88,13 @@ def pareto_front(evaluator: Evaluator, metrics: Sequence[str], *, candidates: in
 
 
 def non_dominated(table: np.ndarray) -> list[int]:
-    """Rows of `table` (S, metrics) that no other row beats or equals everywhere and beats somewhere."""
+    """Rows of `table` (S, metrics) without NaN that no other row beats or equals everywhere and beats somewhere."""
     order = np.lexsort(table.T[::-1])  # a row can only be dominated by one that comes before it
     front: list[int] = []
     for row in order:
         kept = table[front]
         dominated = (kept <= table[row]).all(1) & (kept < table[row]).any(1)
-        if not dominated.any():
+        if not dominated.any() and not np.isnan(table[row]).any():
             front.append(int(row))
     return front
 
@@ -101,3 +103,7 @@ def _metric(values: dict[str, Tensor], name: str) -> Tensor:
     if name not in values:
         raise SpaceError(f"The metric {name!r} is unknown; `metric` returns {list(values)}.")
     return values[name]
+
+
+def _nan_last(values: Tensor) -> Tensor:
+    return values.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
