@@ -41,7 +41,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
                 predicted = surrogate.evaluate_units(units)["loss"]
                 correlation = float(spearmanr(predicted, real["loss"].mean(1)).statistic)
                 rows.append({**row, "outcome": "trained", "spearman": correlation, "loss": float(predicted.mean())})
-    return results.write("steady", {"rows": rows}, smoke=smoke)
+        results.write("steady", {"rows": rows}, smoke=smoke)  # after every seed: the run is long
+    return results.read("steady", smoke=smoke)
 
 
 def _fitted(task: tasks.Task, seed: int, hypernet: dict[str, Any], factory: Any, *, epochs: int) -> ht.Surrogate:
@@ -56,4 +57,5 @@ def _fitted(task: tasks.Task, seed: int, hypernet: dict[str, Any], factory: Any,
             settings_per_step=1,
             normalize=False,
             epochs=epochs,
+            validate_every=epochs,
         )

@@ -83,7 +83,8 @@ def steady() -> str:
         trained = [r["spearman"] for r in rows if r["outcome"] == "trained"]
         lines.append([optimizer, variant, spread(trained, 2) if trained else "-", len(rows) - len(trained)])
     header = ["optimiser", "encodings", "Spearman on validation loss", "diverged"]
-    return table(header, lines) + "\n\nMedian of five seeds (smallest to largest)." + environment(document)
+    seeds = len({row["seed"] for row in document["rows"]})
+    return table(header, lines) + f"\n\nMedian of {seeds} seeds (smallest to largest)." + environment(document)
 
 
 def defaults() -> str:

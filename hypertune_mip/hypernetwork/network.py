@@ -160,9 +160,11 @@ class HyperNetwork(nn.Module):
         """What the rules read, by parameter name: for each setting the numbers that make its tensor."""
         features = self.trunk(self.encoded(units))
         rules = [self.rule(name) for name in self.generated]
-        weight = torch.cat([rule.weight for rule in rules])  # one product for all heads
-        bias = torch.cat([rule.bias for rule in rules])
-        parts = nn.functional.linear(features, weight, bias).split([sum(r.sizes) for r in rules], -1)
+        if isinstance(self.head, Dense):  # large heads: a product each, without a copy of their weights
+            parts = [nn.functional.linear(features, rule.weight, rule.bias) for rule in rules]
+        else:  # small heads: one product for all of them
+            weight, bias = torch.cat([rule.weight for rule in rules]), torch.cat([rule.bias for rule in rules])
+            parts = list(nn.functional.linear(features, weight, bias).split([sum(r.sizes) for r in rules], -1))
         return dict(zip(self.generated, parts, strict=True))
 
     def effective(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S ..."]]:
