@@ -24,28 +24,37 @@ Initialization = Literal["zero", "fan_out"]
 
 
 class Rule(nn.Module, ABC):
-    """One generated tensor: a linear map from the trunk's features to its numbers, and their meaning.
+    """One generated tensor: how many numbers it needs from the trunk's features, and what they mean.
+
+    The numbers are a linear map of the features; the maps of all rules lie in one layer, `HyperNetwork.heads`.
 
     Args:
-        features: Width H of the trunk's last layer.
         sizes: Numbers of each block that the tensor needs; each block is scaled by itself.
         initialization: "zero", so that training starts at theta_0's network, or "fan_out" (Kaiming).
     """
 
-    def __init__(self, features: int, sizes: Sequence[int], initialization: Initialization) -> None:
+    def __init__(self, sizes: Sequence[int], initialization: Initialization) -> None:
         """See the class."""
         super().__init__()
         self.sizes = tuple(sizes)
-        self.weight = nn.Parameter(torch.zeros(sum(sizes), features))
-        self.bias = nn.Parameter(torch.zeros(sum(sizes)))
-        if initialization == "fan_out":
-            with torch.no_grad():
-                for block in self.weight.split(self.sizes):
-                    nn.init.kaiming_normal_(block, a=0.01, mode="fan_out", nonlinearity="leaky_relu")
+        self.initialization = initialization
+
+    @property
+    def size(self) -> int:
+        """Numbers that the tensor needs."""
+        return sum(self.sizes)
+
+    @torch.no_grad()
+    def initialize(self, weight: Tensor) -> None:
+        """Fill in place the linear map's rows that belong to this tensor, shape (size, features)."""
+        weight.zero_()
+        if self.initialization == "fan_out":
+            for block in weight.split(self.sizes):
+                nn.init.kaiming_normal_(block, a=0.01, mode="fan_out", nonlinearity="leaky_relu")
 
     @abstractmethod
     def tensor(self, theta_0: Tensor, numbers: Tensor) -> Tensor:
-        """The tensor of one setting, plain or structured, from theta_0 and `numbers` of shape (sum(sizes),)."""
+        """The tensor of one setting, plain or structured, from theta_0 and `numbers` of shape (size,)."""
 
 
 class Additive(Rule):
@@ -58,13 +67,12 @@ class Additive(Rule):
         self,
         parameter: Tensor,
         module: nn.Module,
-        features: int,
         initialization: Initialization,
         *,
         residual: bool = True,
     ) -> None:
         """See the class; with `residual` False the change alone (ablation)."""
-        super().__init__(features, [parameter.numel()], initialization)
+        super().__init__([parameter.numel()], initialization)
         self.residual = residual
         self.padding = module.padding_idx if isinstance(module, nn.Embedding) else None
 
@@ -81,12 +89,12 @@ class Additive(Rule):
 class Scaling(Rule):
     """theta_0 scaled by rows and columns."""
 
-    def __init__(self, parameter: Tensor, module: nn.Module, features: int, initialization: Initialization) -> None:
+    def __init__(self, parameter: Tensor, module: nn.Module, initialization: Initialization) -> None:
         """See the class."""
         self.kernel = isinstance(module, _CONVOLUTIONS)
         self.groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
         columns = parameter.shape[1] * self.groups if self.kernel else parameter[0].numel()
-        super().__init__(features, [parameter.shape[0], columns], initialization)
+        super().__init__([parameter.shape[0], columns], initialization)
 
     def tensor(self, theta_0: Tensor, numbers: Tensor) -> Tensor:
         """See `Rule.tensor`."""
@@ -97,13 +105,11 @@ class Scaling(Rule):
 class Mixing(Rule):
     """theta_0 plus a combination, by setting, of `rank` shared directions."""
 
-    def __init__(
-        self, parameter: Tensor, module: nn.Module, features: int, initialization: Initialization, *, rank: int
-    ) -> None:
+    def __init__(self, parameter: Tensor, module: nn.Module, initialization: Initialization, *, rank: int) -> None:
         """See the class."""
         self.kernel = isinstance(module, _CONVOLUTIONS) and module.groups == 1
         rows, columns = parameter.shape[0], parameter[0].numel()
-        super().__init__(features, [min(rank, rows, columns)], initialization)
+        super().__init__([min(rank, rows, columns)], initialization)
         actual = self.sizes[0]
         self.left = nn.Parameter(torch.randn(rows, actual) / math.sqrt(actual))
         self.right = nn.Parameter(torch.randn(actual, *parameter.shape[1:]) / math.sqrt(columns))
@@ -128,14 +134,14 @@ class Head(ABC):
         if self.initialization not in ("zero", "fan_out"):
             raise NetworkError(f'`initialization` must be "zero" or "fan_out", but got {self.initialization!r}.')
 
-    def rule(self, parameter: Tensor, module: nn.Module, features: int) -> Rule:
-        """The rule of one parameter that `module` owns, for a trunk with `features` outputs."""
+    def rule(self, parameter: Tensor, module: nn.Module) -> Rule:
+        """The rule of one parameter that `module` owns."""
         if parameter.ndim < 2:
-            return Additive(parameter, module, features, self.initialization)
-        return self.matrix_rule(parameter, module, features)
+            return Additive(parameter, module, self.initialization)
+        return self.matrix_rule(parameter, module)
 
     @abstractmethod
-    def matrix_rule(self, parameter: Tensor, module: nn.Module, features: int) -> Rule:
+    def matrix_rule(self, parameter: Tensor, module: nn.Module) -> Rule:
         """The rule of a parameter of two dimensions or more."""
 
 
@@ -150,23 +156,23 @@ class Dense(Head):
 
     residual: bool = True
 
-    def rule(self, parameter: Tensor, module: nn.Module, features: int) -> Rule:
+    def rule(self, parameter: Tensor, module: nn.Module) -> Rule:
         """See `Head.rule`."""
-        return self.matrix_rule(parameter, module, features)
+        return self.matrix_rule(parameter, module)
 
-    def matrix_rule(self, parameter: Tensor, module: nn.Module, features: int) -> Rule:
+    def matrix_rule(self, parameter: Tensor, module: nn.Module) -> Rule:
         """See `Head.matrix_rule`."""
         initialization = self.initialization if self.residual else "fan_out"
-        return Additive(parameter, module, features, initialization, residual=self.residual)
+        return Additive(parameter, module, initialization, residual=self.residual)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankOne(Head):
     """W(u) = W_0 * (1 + r(u)) (1 + c(u))^T: the default; (H + 1)(rows + columns) numbers a weight."""
 
-    def matrix_rule(self, parameter: Tensor, module: nn.Module, features: int) -> Rule:
+    def matrix_rule(self, parameter: Tensor, module: nn.Module) -> Rule:
         """See `Head.matrix_rule`."""
-        return Scaling(parameter, module, features, self.initialization)
+        return Scaling(parameter, module, self.initialization)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +192,6 @@ class LowRank(Head):
         if self.rank < 1:
             raise NetworkError(f"`rank` must be at least 1, but got {self.rank}.")
 
-    def matrix_rule(self, parameter: Tensor, module: nn.Module, features: int) -> Rule:
+    def matrix_rule(self, parameter: Tensor, module: nn.Module) -> Rule:
         """See `Head.matrix_rule`."""
-        return Mixing(parameter, module, features, self.initialization, rank=self.rank)
+        return Mixing(parameter, module, self.initialization, rank=self.rank)

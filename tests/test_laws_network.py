@@ -154,7 +154,7 @@ def test_theta_0_is_no_bias_of_a_layer() -> None:
             nn.init.zeros_(parameter)
 
     this.trunk.apply(forget)
-    this.rules.apply(forget)
+    this.heads.apply(forget)
     for name, value in before.items():
         assert torch.equal(this.get_parameter(f"network.{name}"), value)
     x = NETWORKS["mlp"].input()

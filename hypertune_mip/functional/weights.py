@@ -176,19 +176,19 @@ class RankOneWeight(StructuredWeight):
 
     def square_sum(self) -> Tensor:
         """See `StructuredWeight.square_sum`; a matrix-vector product instead of a formed weight."""
-        blocks, row, column = self._blocks()
-        return self._weighted(blocks.square().sum(-1), row.square(), column.square())
+        return self._weighted(self.theta_0 * self.theta_0, self.row * self.row, self.column * self.column)
 
     def absolute_sum(self) -> Tensor:
         """See `StructuredWeight.absolute_sum`."""
-        blocks, row, column = self._blocks()
-        return self._weighted(blocks.abs().sum(-1), row.abs(), column.abs())
+        return self._weighted(self.theta_0.abs(), self.row.abs(), self.column.abs())
 
-    @staticmethod
-    def _weighted(blocks: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        if blocks.shape[0] == 1:
-            return (blocks[0] @ column[0]) @ row[0]
-        return ((blocks @ column[:, :, None]).squeeze(-1) * row).sum()
+    def _weighted(self, entries: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Sum of entries, of W_0's shape, each times the numbers of its row and column."""
+        matrix = entries.flatten(2).sum(-1) if self.kernel else entries.flatten(1)
+        if self.group_count == 1:
+            return (matrix @ column) @ row
+        blocks = matrix.reshape(self.group_count, -1, matrix.shape[1])
+        return (blocks @ column.reshape(self.group_count, -1, 1)).flatten() @ row
 
 
 class LowRankWeight(StructuredWeight):

@@ -100,13 +100,16 @@ class HyperNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it would reseed every CUDA device
             self.trunk = _trunk(self.encoded_size, self.widths)
-            self.rules = nn.ModuleDict()
-            for name, module in owners.items():
-                rule = self.head.rule(self.network.get_parameter(name), module, self.widths[-1])
-                self.rules[_key(name)] = rule
+            self.rules = nn.ModuleDict(
+                {
+                    _key(name): self.head.rule(self.network.get_parameter(name), module)
+                    for name, module in owners.items()
+                }
+            )
+            self.heads = self._heads()
         like = next(self.network.parameters())
-        self.trunk.to(like)
-        self.rules.to(like)
+        for part in (self.trunk, self.rules, self.heads):
+            part.to(like)
         if freeze_theta_0:
             self.network.requires_grad_(False)
         self._slots = find_slots(self.network, self.generated)
@@ -158,13 +161,7 @@ class HyperNetwork(nn.Module):
 
     def numbers(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S numbers"]]:
         """What the rules read, by parameter name: for each setting the numbers that make its tensor."""
-        features = self.trunk(self.encoded(units))
-        rules = [self.rule(name) for name in self.generated]
-        if isinstance(self.head, Dense):  # large heads: a product each, without a copy of their weights
-            parts = [nn.functional.linear(features, rule.weight, rule.bias) for rule in rules]
-        else:  # small heads: one product for all of them
-            weight, bias = torch.cat([rule.weight for rule in rules]), torch.cat([rule.bias for rule in rules])
-            parts = list(nn.functional.linear(features, weight, bias).split([sum(r.sizes) for r in rules], -1))
+        parts = self.heads(self.trunk(self.encoded(units))).split([self.rule(n).size for n in self.generated], -1)
         return dict(zip(self.generated, parts, strict=True))
 
     def effective(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S ..."]]:
@@ -230,6 +227,15 @@ class HyperNetwork(nn.Module):
                     f"The primary network, loss or metric cannot run for many settings at once: {error}"
                     ' Avoid that operation, or pass HyperNetwork(..., mapping="loop"), which is slower.'
                 ) from error
+
+    def _heads(self) -> nn.Linear:
+        """The linear maps of all rules, one below the other, so that a step computes them at once."""
+        sizes = [self.rule(name).size for name in self.generated]
+        heads = nn.Linear(self.widths[-1], sum(sizes))
+        nn.init.zeros_(heads.bias)
+        for name, rows in zip(self.generated, heads.weight.split(sizes), strict=True):
+            self.rule(name).initialize(rows)
+        return heads
 
     def _tensors(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
         theta_0 = {slot.name: slot.tensor for slot in self._slots}

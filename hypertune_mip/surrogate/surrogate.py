@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from hypertune_mip import nn as hypertune_nn
 from hypertune_mip.errors import DataError, HypertuneWarning, SpaceError
-from hypertune_mip.evaluation import MEMORY_BUDGET, Evaluator, Metric, to_device
+from hypertune_mip.evaluation import Evaluator, Metric, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Config, SearchSpace
 from hypertune_mip.surrogate import search
@@ -34,7 +34,7 @@ class Surrogate:
         metric: Written for one setting: (model, batch) to 0-d means by name.
         val_loader: Validation data; see `Evaluator` for how it is kept.
         history: One record an epoch, from training.
-        memory_budget: Bytes that settings evaluated at once may take.
+        memory_budget: Bytes that settings evaluated at once may take; None is 64 MiB on a CPU and 1 GiB on CUDA.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Surrogate:
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
         history: Sequence[Record] = (),
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int | None = None,
     ) -> None:
         """See the class."""
         if (metric is None) != (val_loader is None):

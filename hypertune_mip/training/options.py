@@ -52,7 +52,7 @@ class Options:
     progress: bool = True
     callbacks: Sequence[Callback] = ()
     validate_every: int | None = None
-    validation_settings: int = 8
+    validation_settings: int = 4
     checkpoint: str | Path | None = None
     checkpoint_every: int = 1
     resume: bool = False

@@ -20,8 +20,8 @@ def recorded(trial: FrozenTrial) -> dict[str, object]:
         "state": trial.state,
         "params": trial.params,
         "distributions": trial.distributions,
-        "values": trial.values and pytest.approx(trial.values, rel=1e-5),
-        "user_attrs": pytest.approx(trial.user_attrs, rel=1e-5, nan_ok=True),
+        "values": trial.values and pytest.approx(trial.values, rel=1e-5, abs=1e-6),
+        "user_attrs": pytest.approx(trial.user_attrs, rel=1e-5, abs=1e-6, nan_ok=True),
         "constraints": pytest.approx(trial.constraints, rel=1e-5, abs=1e-6),
     }
 

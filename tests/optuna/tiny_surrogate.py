@@ -52,8 +52,8 @@ def make_surrogate(space: ht.SearchSpace = SPACE, metric=metric) -> ht.Surrogate
         torch.manual_seed(0)
         network = nn.Linear(4, 3)
     hypernet = ht.HyperNetwork(network, space, trunk=(8,))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in hypernet.rules.parameters():
+        for parameter in hypernet.heads.parameters():
             parameter.normal_(generator=generator)
     return ht.Surrogate(hypernet, metric=metric, val_loader=[BATCH[:4], BATCH[4:]])
