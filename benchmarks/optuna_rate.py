@@ -1,7 +1,5 @@
 """Trials per second on a surrogate: an objective trial by trial against `prefill`, on three storages.
 
-    python benchmarks/optuna_rate.py [--smoke]
-
 The surrogate is small, so most of what is measured is Optuna's samplers and storages; its own rate without any study
 stands beside them. Each repeat runs every combination once, in turn, so that a slow minute of the machine meets all of
 them; the load of the machine is recorded.
@@ -9,11 +7,7 @@ them; the load of the machine is recorded.
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -30,9 +24,9 @@ from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
 import hypertune_mip as ht
+from benchmarks import results
 from hypertune_mip_optuna import SurrogateObjective, prefill
 
-RESULT = Path(__file__).parent / "results" / "optuna_rate.json"
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
     "tpe": lambda seed: TPESampler(seed=seed),
@@ -97,19 +91,18 @@ def surrogate_rates(surrogate: ht.Surrogate, *, single: int, batch: int) -> dict
     return {"single": alone, "batch": batch / (time.perf_counter() - start)}
 
 
-def run(smoke: bool) -> dict[str, Any]:
-    """All rates, with versions and settings."""
+def run(smoke: bool = False) -> dict[str, Any]:
     threads, verbosity = torch.get_num_threads(), optuna.logging.get_verbosity()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial would be measured, too
     try:
-        return _run(smoke)
+        return results.write("optuna_rate", _measured(smoke), smoke=smoke)
     finally:
         torch.set_num_threads(threads)
         optuna.logging.set_verbosity(verbosity)
 
 
-def _run(smoke: bool) -> dict[str, Any]:
+def _measured(smoke: bool) -> dict[str, Any]:
     repeats = 1 if smoke else 3
     load = [os.getloadavg()[0]]
     trials = {
@@ -127,22 +120,7 @@ def _run(smoke: bool) -> dict[str, Any]:
             seconds[storage, method].append(measure(surrogate, storage, method, trials[storage, method], seed))
     load.append(os.getloadavg()[0])
     return {
-        "benchmark": "optuna_rate",
-        "settings": {
-            "smoke": smoke,
-            "repeats": repeats,
-            "seeds": list(range(repeats)),
-            "hyperparameters": 3,
-            "network": "MLP 64-64-10",
-            "validation_examples": 100,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "optuna")},
-            "hypertune-mip": ht.__version__,
-        },
-        "device": "cpu, 1 thread",
-        "cores": os.cpu_count(),
+        "settings": {"repeats": repeats, "network": "MLP 64-64-10", "hyperparameters": 3, "validation_examples": 100},
         "load_average": load,  # over a minute, at start and end: above the number of cores, rates are too low
         "surrogate_settings_per_second": {
             name: statistics.median(rates[name] for rates in alone) for name in ("single", "batch")
@@ -158,19 +136,3 @@ def _run(smoke: bool) -> dict[str, Any]:
             for storage, method in trials
         ],
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="as small as it goes; writes nothing")
-    options = parser.parse_args()
-    result = run(options.smoke)
-    for row in result["rates"]:
-        print(f"{row['storage']:8} {row['method']:8} {row['trials_per_second']:10,.0f} trials/s")
-    if not options.smoke:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -158,7 +158,7 @@ def optuna_rate() -> str:
         table(["trials a second", *methods.values()], lines)
         + f"\n\nThe surrogate alone: {alone['single']:.0f} settings a second one by one,"
         + f" {alone['batch']:.0f} in a batch."
-        + f" Measured on {document['device']} ({document['cores']} cores)."
+        + environment(document)
     )
 
 
