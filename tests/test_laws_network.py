@@ -19,7 +19,9 @@ from hypertune_mip.functional import StructuredWeight
 
 every_network = pytest.mark.parametrize("network", NETWORKS)
 every_head = pytest.mark.parametrize("head", HEADS)
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch, attention under vmap
+pytestmark = pytest.mark.filterwarnings(  # torch maps these two by a loop
+    "ignore:There is a performance drop .* aten..(_weight_norm|bilinear):UserWarning"
+)
 
 
 def close(left: torch.Tensor, right: torch.Tensor) -> None:

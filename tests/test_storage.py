@@ -226,11 +226,15 @@ def test_another_network(saved: Path, other: nn.Module, message: str) -> None:
         load(saved, network=other)
 
 
-def test_a_network_without_the_bound_layer_loads_as_nothing_reads_the_rate_then(saved: Path) -> None:
-    """Layers without weights leave no trace in a folder; names and shapes are what is checked."""
+@pytest.mark.parametrize(
+    ("layer", "given"),
+    [(nn.Identity(), r"\{\}"), (nn.Dropout(0.2), r"\{\}"), (ht.nn.Dropout("decay"), r"\{'2': 'decay'\}")],
+    ids=["none", "plain", "another name"],
+)
+def test_another_binding(saved: Path, layer: nn.Module, given: str) -> None:
     first, middle, _, last = network()
-    unbound = nn.Sequential(first, middle, nn.Identity(), last)
-    assert load(saved, network=unbound).space == SPACE
+    with pytest.raises(ht.StorageError, match=rf"bound to hyperparameters as \{{'2': 'dropout'\}}.* given are {given}"):
+        load(saved, network=nn.Sequential(first, middle, layer, last))
 
 
 def test_another_space(saved: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 
@@ -62,12 +63,16 @@ def in_place(slots: Sequence[Slot], tensors: dict[str, Tensor]) -> Iterator[None
 
 
 @contextmanager
-def no_attention_fast_path() -> Iterator[None]:
-    """Keep attention on the path that looks at its weights through `__torch_function__` and vmap."""
+def attention_for_many_settings(device: torch.device) -> Iterator[None]:
+    """Keep attention on paths that look at its weights through `__torch_function__` and that vmap can map.
+
+    On a CPU torch has no batching rule for its flash attention and would run one setting after another.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

@@ -23,7 +23,7 @@ from torch.func import vmap
 from hypertune_mip.encoding import Encoding, encode, encoded_size
 from hypertune_mip.errors import NetworkError
 from hypertune_mip.functional import ActiveConfig, active, plain
-from hypertune_mip.functional.placement import find_slots, in_place, loop, no_attention_fast_path
+from hypertune_mip.functional.placement import attention_for_many_settings, find_slots, in_place, loop
 from hypertune_mip.heads import Dense, Head, RankOne, Rule
 from hypertune_mip.hypernetwork.primary import (
     Pattern,
@@ -214,7 +214,7 @@ class HyperNetwork(nn.Module):
             with active(config), in_place(self._slots, self._tensors(numbers)):
                 return function(self.network, data, config)
 
-        with self.lock, no_attention_fast_path():
+        with self.lock, attention_for_many_settings(self.device):
             if self.mapping == "loop":
                 return loop(one, len(units), numbers, configs, data, split=split)
             try:

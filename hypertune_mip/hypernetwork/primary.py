@@ -33,6 +33,15 @@ def use_batch_statistics(network: nn.Module, *, refuse: bool) -> tuple[str, ...]
     return tuple(names)
 
 
+def bindings(network: nn.Module) -> dict[str, str]:
+    """Hyperparameters that layers are bound to, by the layers' names."""
+    return {
+        path: module.hyperparameter
+        for path, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, ConfigModule) and isinstance(module.hyperparameter, str)
+    }
+
+
 def check_bindings(network: nn.Module, space: SearchSpace) -> None:
     """Raise SpaceError for a layer that is bound to a name which the space lacks, or to values it cannot run at."""
     for path, module in network.named_modules():

@@ -10,7 +10,7 @@ from torch import nn
 
 from hypertune_mip.errors import HypertuneError, StorageError
 from hypertune_mip.heads import Dense, Head, LowRank, RankOne
-from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.hypernetwork import HyperNetwork, bindings
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.storage import load_tree, save_tree
 from hypertune_mip.training import Record
@@ -32,6 +32,7 @@ def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[
         "mapping": hypernet.mapping,
         "generated": hypernet.generated,
         "shapes": _shapes(hypernet.network),
+        "bindings": bindings(hypernet.network),
         "history": history,
         "state": hypernet.state_dict(),
     }
@@ -56,12 +57,17 @@ def load_hypernetwork(
         saved_space = SearchSpace.from_json(tree["space"])
         options = dict(tree["head"])
         head = _HEADS[options.pop("type")](**options)
-        generated, shapes, state = tree["generated"], tree["shapes"], tree["state"]
+        generated, shapes, bound, state = tree["generated"], tree["shapes"], tree["bindings"], tree["state"]
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"'{folder}' does not hold what a surrogate needs: {error!r}.") from error
     if space is not None and space != saved_space:
         raise StorageError(f"'{folder}' was trained on another space:\n{saved_space}\nbut got\n{space}")
     _check_shapes(folder, shapes, _shapes(network))
+    if bound != bindings(network):
+        raise StorageError(
+            f"'{folder}' was saved for a network whose layers are bound to hyperparameters as {bound}, but those of the"
+            f" network given are {bindings(network)}."
+        )
     try:
         hypernet = HyperNetwork(
             network,
