@@ -281,7 +281,7 @@ def test_a_tensor_file_outside_the_folder_is_not_read(saved: Path, tmp_path: Pat
 
 def test_overwriting_keeps_one_tensor_file_and_the_new_state(surrogate: ht.Surrogate, saved: Path) -> None:
     first = tensor_file(saved).name
-    other = fit(epochs=1, seed=5, **validation())
+    other = fit(epochs=2, seed=5, **validation())
     other.save(saved)
     assert tensor_file(saved).name != first
     assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors"]
@@ -335,7 +335,7 @@ FULL: dict[str, tuple[Any, str, Callable[..., None]]] = {
 def test_a_full_disk_leaves_the_old_state(
     surrogate: ht.Surrogate, saved: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = fit(epochs=1, seed=5, **validation())
+    other = fit(epochs=2, seed=5, **validation())
     before = contents(saved)
     owner, name, failure = FULL[where]
     with monkeypatch.context() as patched:

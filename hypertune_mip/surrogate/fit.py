@@ -55,8 +55,9 @@ def fit(
         batching: "split" gives each setting its own part of the batch, for the cost of a step or two; "full" gives each
             setting the whole batch, for small data and strong noise.
         endpoints: Share of settings moved to the ends of each range; see `SearchSpace.sample`.
-        normalize: Whether settings are weighted so that strong penalties do not dominate; see `training.weighting`.
-        optimizer: From parameters to any torch optimiser; the default is Adam at 5e-3.
+        normalize: Whether settings are weighted and heads hold back at first, so that strong penalties neither dominate
+            nor crush the network; see `training.weighting` and `training.pace`.
+        optimizer: From parameters to any torch optimiser; the default is Adam at 8e-3.
         schedule: From (optimiser, steps) to a torch schedule that is advanced every step; None keeps the rate.
         gradient_clip: Largest norm of the whole gradient.
         precision: "bfloat16" or "float16" for mixed precision.

@@ -12,7 +12,9 @@ from hypertune_mip.evaluation import Evaluator
 
 _GRID = 3  # both ends and the middle
 NEGLIGIBLE = 1e-3
-"""Share of a metric's size below which a response counts as none."""
+"""Share of a metric's size below which the response to one hyperparameter counts as none."""
+COLLAPSED = 5e-3
+"""Share below which responses to all hyperparameters count as none; a collapsed network still flickers a little."""
 
 
 def responses(evaluator: Evaluator, *, bases: int, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -42,14 +44,16 @@ def warn_of_no_response(table: dict[str, dict[str, float]], ignored: frozenset[s
         table: From `responses`.
         ignored: Hyperparameters that have been warned of already.
     """
-    flat = [name for name, row in table.items() if max(row.values()) < NEGLIGIBLE]
-    if flat and len(flat) == len(table):
+    strongest = {name: max(row.values()) for name, row in table.items()}
+    if strongest and max(strongest.values()) < COLLAPSED:
         warnings.warn(
-            "The hypernetwork has collapsed: no metric responds to any hyperparameter. Its answers mean nothing."
-            " Lower the largest penalties in the space, train longer, or give `optimizer` a lower learning rate.",
+            "The hypernetwork has collapsed: no metric responds to any hyperparameter, none by more than"
+            f" {COLLAPSED:.1%}. Its answers mean nothing. Lower the largest penalties in the space, train longer, or"
+            " give `optimizer` a lower learning rate.",
             HypertuneWarning,
             stacklevel=3,
         )
+    flat = [name for name, response in strongest.items() if response < NEGLIGIBLE]
     for name in flat:
         if name not in ignored:
             warnings.warn(

@@ -17,6 +17,7 @@ from hypertune_mip.evaluation import Evaluator, batch_size, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.checkpoint import load_checkpoint, save_checkpoint
 from hypertune_mip.training.options import Loss, OptionError, Options
+from hypertune_mip.training.pace import Pace
 from hypertune_mip.training.settings import SettingsStream
 from hypertune_mip.training.step import TrainingStep, automatic_settings
 from hypertune_mip.training.strategy import SingleProcess, Strategy
@@ -100,6 +101,8 @@ class _Run:
         )
         self.total = _total_steps(loader, options)
         self.optimizer = options.optimizer([p for p in hypernet.parameters() if p.requires_grad])
+        balanced = options.normalize and hypernet.residual
+        self.pace = Pace(self.optimizer, hypernet.network, active=balanced)
         self.schedule = (
             None if options.schedule is None or self.total is None else options.schedule(self.optimizer, self.total)
         )
@@ -184,7 +187,8 @@ class _Run:
         if self.options.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.hypernet.parameters(), self.options.gradient_clip)
-        self.scaler.step(self.optimizer)
+        with self.pace.at(progress):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.schedule is not None:
             self.schedule.step()

@@ -24,11 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hypertune_mip.training.pace import lead
+
 _FORGET = 0.98  # of the regression, a step: it sees the last fifty steps or so
 _RIDGE = 1e-2
 _OBSERVE = 20  # steps before the regression is used
 _REFIT = 5  # steps between solutions of the regression
-_LEAD = 0.5  # share of training in which settings with a small loss lead
+_LEAD_POWER = 4.0  # p at the start
 _FLOOR = 1e-6  # of the average loss: a setting that fits perfectly must not have an infinite weight
 _SMALLEST = 1e-30
 _DECAY = 0.99  # of the one scale that serves losses which can be negative
@@ -94,8 +96,7 @@ class SettingWeights:
         state["gram"].diagonal().add_(_RIDGE * (1 - _FORGET))
         state["low"], state["high"] = torch.minimum(state["low"], logs.min()), torch.maximum(state["high"], logs.max())
         self.steps += 1
-        lead = max(0.0, 1.0 - progress / _LEAD)
-        relative = torch.softmax(-lead * expected, dim=0) / expected.exp()
+        relative = torch.softmax(-_LEAD_POWER * lead(progress) * expected, dim=0) / expected.exp()
         constant = torch.full_like(relative, 1 / len(losses)) / state["running"]
         return torch.where(state["signed"], constant, relative)
 
