@@ -8,8 +8,8 @@ loss of one small part of a batch is too noisy for that (examples would count le
 so the weight uses what a running regression of the log loss on the encoded setting predicts.
 
 Settings with a strong penalty must not crush the shared weights before the hypernetwork can tell settings apart: once
-all weights are near zero, no setting's fit gives a gradient any more. So in the first half of training the weight is
-1 / loss * (smallest loss / loss)^p with p falling from 1 to 0, which lets the settings that can be fitted lead.
+all weights are near zero, no setting's fit gives a gradient any more. So in the first part of training (see `pace`)
+the weight is 1 / loss * (smallest loss / loss)^p with p falling to 0, which lets the settings that can be fitted lead.
 
 Why not the loss as it is, or 1 / its own value: on small problems with penalties up to crushing ones, both end in a
 network that ignores its input and every hyperparameter (see the decision record on weights).
