@@ -244,7 +244,7 @@ def test_callbacks_get_every_epochs_record() -> None:
 def test_the_default_schedule_ends_at_a_rate_of_zero_and_none_keeps_it() -> None:
     assert fit().history[-1]["learning_rate"] == pytest.approx(0.0, abs=1e-12)
     rates = [record["learning_rate"] for record in fit(schedule=None).history]
-    assert rates == [8e-3] * 3
+    assert rates == [6e-3] * 3
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(None, [2, 4, 6, 7]), (3, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7])])

@@ -57,7 +57,7 @@ def fit(
         endpoints: Share of settings moved to the ends of each range; see `SearchSpace.sample`.
         normalize: Whether settings are weighted and heads hold back at first, so that strong penalties neither dominate
             nor crush the network; see `training.weighting` and `training.pace`.
-        optimizer: From parameters to any torch optimiser; the default is Adam at 8e-3.
+        optimizer: From parameters to any torch optimiser; the default is Adam at 6e-3.
         schedule: From (optimiser, steps) to a torch schedule that is advanced every step; None keeps the rate.
         gradient_clip: Largest norm of the whole gradient.
         precision: "bfloat16" or "float16" for mixed precision.
