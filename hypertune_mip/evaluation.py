@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -73,8 +73,9 @@ class Evaluator:
         self.metric = metric
         self.loader = loader
         self.memory_budget = memory_budget
-        with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the global generator
-            self._cache: list[Any] | None = self._read()
+        self._cache: list[Any] | None = None
+        with self._own_random_state():
+            self._cache = self._read()
         self._known: tuple[tuple[str, ...], int] | None = None
 
     def __call__(self, units: Float[Tensor, "S d"], *, differentiable: bool = False) -> dict[str, Float[Tensor, "S"]]:
@@ -86,7 +87,7 @@ class Evaluator:
         """
         if not len(units):
             return {name: torch.empty(0, dtype=torch.float64) for name in self.names()}
-        with _evaluating(self.hypernet), torch.set_grad_enabled(differentiable):
+        with self._own_random_state(), _evaluating(self.hypernet), torch.set_grad_enabled(differentiable):
             parts = [self._chunk(chunk) for chunk in units.split(self.chunk_size())]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -128,6 +129,10 @@ class Evaluator:
             )
         return dict(values)
 
+    def _own_random_state(self) -> AbstractContextManager[Any]:
+        """Reading a DataLoader draws from the global generator, even without shuffling; the caller's stays as it is."""
+        return nullcontext() if self._cache is not None else torch.random.fork_rng(devices=[])
+
     def _batches(self) -> Iterator[Any]:
         if self._cache is not None:
             return iter(self._cache)
@@ -161,7 +166,7 @@ class Evaluator:
             leaves = [module for module in network.modules() if not list(module.children())]
             handles = [module.register_forward_hook(note) for module in leaves]
             try:
-                with _evaluating(self.hypernet), torch.no_grad():
+                with self._own_random_state(), _evaluating(self.hypernet), torch.no_grad():
                     unit = self.hypernet.space.sample(1)
                     values = self.hypernet(self._named, unit, next(iter(self._batches())), split=False)
             finally:

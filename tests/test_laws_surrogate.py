@@ -11,8 +11,10 @@ import torch
 from cases import HEADS, SPACES, hypernet, space
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import hypertune_mip as ht
+from hypertune_mip import evaluation
 from hypertune_mip.surrogate.search import non_dominated
 
 
@@ -61,6 +63,21 @@ def test_chunks_do_not_change_the_result(surrogate: ht.Surrogate) -> None:
     assert small._evaluator.chunk_size() == 1
     for name, value in small.evaluate_units(units).items():
         np.testing.assert_allclose(value, whole[name], rtol=1e-12)
+
+
+def test_validation_data_too_large_to_keep_gives_the_same_and_leaves_random_numbers_alone(
+    surrogate: ht.Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_CACHE_LIMIT", 0)
+    x, y = surrogate._evaluator.loader[0]
+    loader = DataLoader(TensorDataset(x, y), batch_size=2, shuffle=True)
+    before = torch.get_rng_state()
+    large = ht.Surrogate(surrogate.hypernet, metric=regression_metric, val_loader=loader)
+    kept = ht.Surrogate(surrogate.hypernet, metric=regression_metric, val_loader=[(x, y)])
+    assert large._evaluator._cache is None
+    for name, value in kept.evaluate_units(space().sample(3)).items():
+        np.testing.assert_allclose(large.evaluate_units(space().sample(3))[name], value, rtol=1e-6)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_gradcheck_in_the_unit_cube(surrogate: ht.Surrogate) -> None:

@@ -189,8 +189,10 @@ class _Run:
             torch.nn.utils.clip_grad_norm_(self.hypernet.parameters(), self.options.gradient_clip)
         with self.pace.at(progress):
             self.scaler.step(self.optimizer)
+        scale = self.scaler.get_scale()
         self.scaler.update()
-        if self.schedule is not None:
+        skipped = self.scaler.get_scale() < scale  # float16 overflowed, so the optimiser made no step
+        if self.schedule is not None and not skipped:
             self.schedule.step()
 
     def _progress(self, epoch: int, step: int) -> float:
