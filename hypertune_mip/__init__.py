@@ -25,12 +25,15 @@ from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.surrogate import Optimum, ParetoPoint, Surrogate, fit
 from hypertune_mip.training import OptionError, callbacks
+from hypertune_mip.verification import Budget, Estimate, TrustReport, Truth
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
     "DataError",
     "Dense",
+    "Estimate",
     "Head",
     "HyperNetwork",
     "HypertuneError",
@@ -48,6 +51,8 @@ __all__ = [
     "StorageError",
     "Surrogate",
     "TrainingError",
+    "TrustReport",
+    "Truth",
     "callbacks",
     "fit",
     "losses",

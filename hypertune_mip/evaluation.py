@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hypertune_mip.errors import DataError, LossError
 from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.space import SearchSpace
 
 Metric = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 """Of (model, batch): 0-d means over the batch, by name, for one setting."""
@@ -44,14 +45,104 @@ def batch_size(batch: Any) -> int:
     return int(sizes.pop() or 0)
 
 
+def named_scalars(metric: Metric, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """What a metric returns.
+
+    Raises:
+        LossError: If that is not 0-d tensors by name.
+    """
+    values = metric(model, batch)
+    good = isinstance(values, Mapping) and len(values) > 0
+    if not good or not all(isinstance(v, Tensor) and v.ndim == 0 for v in values.values()):
+        shown = (
+            {k: tuple(v.shape) if isinstance(v, Tensor) else v for k, v in values.items()}
+            if isinstance(values, Mapping)
+            else type(values).__name__
+        )
+        raise LossError(
+            "A metric must return 0-d tensors by name, for example"
+            f' {{"loss": F.cross_entropy(model(x), y)}}, but got {shown}.'
+        )
+    return dict(values)
+
+
+def mean_over_batches(
+    measure: Callable[[Any], Mapping[str, Float[Tensor, "S"]]], batches: Iterable[Any]
+) -> dict[str, Float[Tensor, "S"]]:
+    """Means over examples, float64, of what `measure` gives as means over each batch."""
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for batch in batches:
+        size = batch_size(batch)
+        for name, value in measure(batch).items():
+            term = value.double() * size
+            totals[name] = totals[name] + term if name in totals else term
+        count += size
+    return {name: total / count for name, total in totals.items()}
+
+
+class ValidationData:
+    """Batches of validation data that can be read any number of times.
+
+    Args:
+        loader: They are read once and kept, on `device`, where they take less than a gigabyte; a larger set is read
+            anew each time.
+        device: Where to.
+
+    Raises:
+        DataError: If the loader is empty or a batch is not a tree of tensors.
+    """
+
+    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+        """See the class."""
+        self.loader = loader
+        self.device = device
+        self._cache: list[Any] | None = None
+        with self.own_random_state():
+            self._cache = self._read()
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches, on the device."""
+        if self._cache is not None:
+            return iter(self._cache)
+        return (to_device(batch, self.device) for batch in self.loader)
+
+    def own_random_state(self) -> AbstractContextManager[Any]:
+        """Reading a DataLoader draws from the global generator, even without shuffling; the caller's stays as it is."""
+        return nullcontext() if self._cache is not None else torch.random.fork_rng(devices=[])
+
+    def _read(self) -> list[Any] | None:
+        kept: list[Any] = []
+        size = examples = 0
+        for batch in self.loader:
+            examples += batch_size(batch)
+            size += sum(leaf.nbytes for leaf in tree_leaves(batch))
+            if size > _CACHE_LIMIT:
+                return None
+            kept.append(to_device(batch, self.device))
+        if not examples:
+            raise DataError("The validation loader holds no example. Pass a DataLoader or list of batches.")
+        return kept
+
+
+class Measure(Protocol):
+    """Metrics at many settings, as `Evaluator` gives them."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """Of the settings."""
+
+    def __call__(self, units: Tensor, *, differentiable: bool = False) -> dict[str, Tensor]:
+        """Metrics by name, (S,)."""
+
+
 class Evaluator:
     """Means of a metric over a fixed validation set, at any number of settings at once.
 
     Args:
         hypernet: The trained, or half-trained, hypernetwork.
         metric: Written for one setting.
-        loader: Batches of validation data. They are read once and kept, on the hypernetwork's device, where they take
-            less than a gigabyte; a larger set is read anew each time.
+        loader: Batches of validation data, kept as `ValidationData` does.
         memory_budget: Bytes that the settings of one chunk may take, by an estimate from the network's activations;
             None is 64 MiB on a CPU and 1 GiB on CUDA. One setting is always evaluated, whatever it takes.
 
@@ -71,11 +162,8 @@ class Evaluator:
         """See the class."""
         self.hypernet = hypernet
         self.metric = metric
-        self.loader = loader
         self.memory_budget = memory_budget
-        self._cache: list[Any] | None = None
-        with self._own_random_state():
-            self._cache = self._read()
+        self.data = ValidationData(loader, hypernet.device)
         self._known: tuple[tuple[str, ...], int] | None = None
 
     def __call__(self, units: Float[Tensor, "S d"], *, differentiable: bool = False) -> dict[str, Float[Tensor, "S"]]:
@@ -87,9 +175,14 @@ class Evaluator:
         """
         if not len(units):
             return {name: torch.empty(0, dtype=torch.float64) for name in self.names()}
-        with self._own_random_state(), _evaluating(self.hypernet), torch.set_grad_enabled(differentiable):
+        with self.data.own_random_state(), _evaluating(self.hypernet), torch.set_grad_enabled(differentiable):
             parts = [self._chunk(chunk) for chunk in units.split(self.chunk_size())]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    @property
+    def space(self) -> SearchSpace:
+        """Of the hypernetwork."""
+        return self.hypernet.space
 
     def names(self) -> tuple[str, ...]:
         """Names of the metrics, in the order in which the metric returns them."""
@@ -103,53 +196,10 @@ class Evaluator:
         return max(1, budget // self._trial()[1])
 
     def _chunk(self, units: Tensor) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
-        count = 0
-        for batch in self._batches():
-            size = batch_size(batch)
-            values = self.hypernet(self._named, units, batch, split=False)
-            for name, value in values.items():
-                term = value.double() * size
-                totals[name] = totals[name] + term if name in totals else term
-            count += size
-        return {name: total / count for name, total in totals.items()}
+        return mean_over_batches(lambda batch: self.hypernet(self._named, units, batch, split=False), self.data)
 
     def _named(self, model: nn.Module, batch: Any, config: Any) -> dict[str, Tensor]:
-        values = self.metric(model, batch)
-        good = isinstance(values, Mapping) and len(values) > 0
-        if not good or not all(isinstance(v, Tensor) and v.ndim == 0 for v in values.values()):
-            shown = (
-                {k: tuple(v.shape) if isinstance(v, Tensor) else v for k, v in values.items()}
-                if isinstance(values, Mapping)
-                else type(values).__name__
-            )
-            raise LossError(
-                "A metric must return 0-d tensors by name, for example"
-                f' {{"loss": F.cross_entropy(model(x), y)}}, but got {shown}.'
-            )
-        return dict(values)
-
-    def _own_random_state(self) -> AbstractContextManager[Any]:
-        """Reading a DataLoader draws from the global generator, even without shuffling; the caller's stays as it is."""
-        return nullcontext() if self._cache is not None else torch.random.fork_rng(devices=[])
-
-    def _batches(self) -> Iterator[Any]:
-        if self._cache is not None:
-            return iter(self._cache)
-        return (to_device(batch, self.hypernet.device) for batch in self.loader)
-
-    def _read(self) -> list[Any] | None:
-        kept: list[Any] = []
-        size = examples = 0
-        for batch in self.loader:
-            examples += batch_size(batch)
-            size += sum(leaf.nbytes for leaf in tree_leaves(batch))
-            if size > _CACHE_LIMIT:
-                return None
-            kept.append(to_device(batch, self.hypernet.device))
-        if not examples:
-            raise DataError("The validation loader holds no example. Pass a DataLoader or list of batches.")
-        return kept
+        return named_scalars(self.metric, model, batch)
 
     def _trial(self) -> tuple[tuple[str, ...], int]:
         """From one setting on the first batch: names of the metrics, and bytes that a setting takes.
@@ -166,9 +216,9 @@ class Evaluator:
             leaves = [module for module in network.modules() if not list(module.children())]
             handles = [module.register_forward_hook(note) for module in leaves]
             try:
-                with self._own_random_state(), _evaluating(self.hypernet), torch.no_grad():
-                    unit = self.hypernet.space.sample(1)
-                    values = self.hypernet(self._named, unit, next(iter(self._batches())), split=False)
+                with self.data.own_random_state(), _evaluating(self.hypernet), torch.no_grad():
+                    unit = self.space.sample(1)
+                    values = self.hypernet(self._named, unit, next(iter(self.data)), split=False)
             finally:
                 for handle in handles:
                     handle.remove()

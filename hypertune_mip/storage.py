@@ -47,13 +47,7 @@ def save_tree(folder: str | Path, name: str, tree: Mapping[str, Any], *, kind: s
         save_file(tensors, weights)
         digest = _digest(weights)
         target = folder / f"{name}-{digest[:16]}.safetensors"
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "kind": kind,
-            "tensors": {"file": target.name, "sha256": digest},
-            "content_sha256": _content_digest(description),
-            "content": description,
-        }
+        document = _document(kind, description, tensors={"file": target.name, "sha256": digest})
         index = _temporary(folder, temporary)
         index.write_text(json.dumps(document, indent=1, allow_nan=True))
         weights.chmod(index.stat().st_mode)  # safetensors leaves a file that nobody else may read
@@ -77,6 +71,43 @@ def save_tree(folder: str | Path, name: str, tree: Mapping[str, Any], *, kind: s
             old.unlink(missing_ok=True)
 
 
+def save_json(path: str | Path, content: Any, *, kind: str) -> None:
+    """Write plain values to one JSON file, atomically; a former file of that name is replaced or kept whole.
+
+    Args:
+        path: Its folder is made where it does not exist.
+        content: Dicts with string keys, lists, numbers, strings, booleans and None.
+        kind: What it is, checked on reading.
+
+    Raises:
+        StorageError: If the file system refuses.
+    """
+    path = Path(path)
+    temporary: list[Path] = []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = _temporary(path.parent, temporary)
+        written.write_text(json.dumps(_document(kind, content), indent=1, allow_nan=True))
+        _flush(written)
+        os.replace(written, path)
+        temporary.clear()
+        _flush(path.parent)
+    except OSError as error:
+        raise StorageError(f"Could not save to '{path}': {error}. What was saved there before is as it was.") from error
+    finally:
+        for left in temporary:
+            left.unlink(missing_ok=True)
+
+
+def load_json(path: str | Path, *, kind: str) -> Any:
+    """What `save_json` wrote: `load_json(p, kind=k) == content`.
+
+    Raises:
+        StorageError: If the file is missing, truncated or altered, or is of another kind or schema version.
+    """
+    return _checked(Path(path), kind)["content"]
+
+
 def load_tree(folder: str | Path, name: str, *, kind: str, device: str = "cpu") -> dict[str, Any]:
     """The tree that `save_tree` wrote: `load_tree(f, n, kind=k) == tree`, with tuples as lists.
 
@@ -84,24 +115,11 @@ def load_tree(folder: str | Path, name: str, *, kind: str, device: str = "cpu") 
         StorageError: If a file is missing, truncated or altered, or is of another kind or schema version.
     """
     path = Path(folder) / f"{name}.json"
+    document = _checked(path, kind)
     try:
-        document = json.loads(path.read_text())
-        version, found, content = document["schema_version"], document["kind"], document["content"]
-        file, digest = document["tensors"]["file"], document["tensors"]["sha256"]
-        intact = version != SCHEMA_VERSION or document["content_sha256"] == _content_digest(content)
-    except FileNotFoundError as error:
-        raise StorageError(f"There is no '{path}'. Is '{folder}' a folder that `save` wrote?") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content, file, digest = document["content"], document["tensors"]["file"], document["tensors"]["sha256"]
+    except (KeyError, TypeError) as error:
         raise StorageError(f"'{path}' is truncated, altered or not one of ours: {error!r}.") from error
-    if found != kind:
-        raise StorageError(f"'{path}' holds a {found!r}, but a {kind!r} was expected.")
-    if version != SCHEMA_VERSION:
-        raise StorageError(
-            f"'{path}' has schema version {version!r}, but this release reads version {SCHEMA_VERSION}."
-            " Load it with the release that wrote it."
-        )
-    if not intact:
-        raise StorageError(f"'{path}' was altered: its content does not match its SHA-256.")
     weights = path.parent / Path(str(file)).name
     try:
         if _digest(weights) != digest:
@@ -113,6 +131,38 @@ def load_tree(folder: str | Path, name: str, *, kind: str, device: str = "cpu") 
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise StorageError(f"'{weights}' cannot be read: {error!r}.") from error
     return tree
+
+
+def _document(kind: str, content: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        **more,
+        "content_sha256": _content_digest(content),
+        "content": content,
+    }
+
+
+def _checked(path: Path, kind: str) -> dict[str, Any]:
+    """The document in a JSON file that is one of ours, of this kind and version, and unaltered."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        version, found, content = document["schema_version"], document["kind"], document["content"]
+        intact = version != SCHEMA_VERSION or document["content_sha256"] == _content_digest(content)
+    except FileNotFoundError as error:
+        raise StorageError(f"There is no '{path}'. Is '{path.parent}' a folder that `save` wrote to?") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"'{path}' is truncated, altered or not one of ours: {error!r}.") from error
+    if found != kind:
+        raise StorageError(f"'{path}' holds a {found!r}, but a {kind!r} was expected.")
+    if version != SCHEMA_VERSION:
+        raise StorageError(
+            f"'{path}' has schema version {version!r}, but this release reads version {SCHEMA_VERSION}."
+            " Load it with the release that wrote it."
+        )
+    if not intact:
+        raise StorageError(f"'{path}' was altered: its content does not match its SHA-256.")
+    return document
 
 
 def _temporary(folder: Path, made: list[Path]) -> Path:

@@ -58,7 +58,7 @@ def test_chunks_do_not_change_the_result(surrogate: ht.Surrogate) -> None:
     units = space().sample(9)
     whole = surrogate.evaluate_units(units)
     small = ht.Surrogate(
-        surrogate.hypernet, metric=regression_metric, val_loader=surrogate._evaluator.loader, memory_budget=1
+        surrogate.hypernet, metric=regression_metric, val_loader=surrogate._evaluator.data.loader, memory_budget=1
     )
     assert small._evaluator.chunk_size() == 1
     for name, value in small.evaluate_units(units).items():
@@ -69,12 +69,12 @@ def test_validation_data_too_large_to_keep_gives_the_same_and_leaves_random_numb
     surrogate: ht.Surrogate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "_CACHE_LIMIT", 0)
-    x, y = surrogate._evaluator.loader[0]
+    x, y = surrogate._evaluator.data.loader[0]
     loader = DataLoader(TensorDataset(x, y), batch_size=2, shuffle=True)
     before = torch.get_rng_state()
     large = ht.Surrogate(surrogate.hypernet, metric=regression_metric, val_loader=loader)
     kept = ht.Surrogate(surrogate.hypernet, metric=regression_metric, val_loader=[(x, y)])
-    assert large._evaluator._cache is None
+    assert large._evaluator.data._cache is None
     for name, value in kept.evaluate_units(space().sample(3)).items():
         np.testing.assert_allclose(large.evaluate_units(space().sample(3))[name], value, rtol=1e-6)
     assert torch.equal(torch.get_rng_state(), before)

@@ -84,3 +84,8 @@ def loop(one: Callable[..., Any], settings: int, numbers: Any, configs: Any, dat
         own = tree_map(operator.itemgetter(index), (numbers, configs, data if split else ()))
         results.append(one(own[0], own[1], own[2] if split else data))
     return tree_map(lambda *parts: torch.stack(parts), *results)
+
+
+def about_vmap(error: Exception) -> bool:
+    """Whether an error says that vmap cannot serve an operation."""
+    return "vmap" in str(error) or "batching rule" in str(error).lower()

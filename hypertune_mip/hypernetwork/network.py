@@ -23,7 +23,7 @@ from torch.func import vmap
 from hypertune_mip.encoding import Encoding, encode, encoded_size
 from hypertune_mip.errors import NetworkError
 from hypertune_mip.functional import ActiveConfig, active, plain
-from hypertune_mip.functional.placement import attention_for_many_settings, find_slots, in_place, loop
+from hypertune_mip.functional.placement import about_vmap, attention_for_many_settings, find_slots, in_place, loop
 from hypertune_mip.heads import Dense, Head, RankOne, Rule
 from hypertune_mip.hypernetwork.primary import (
     Pattern,
@@ -92,6 +92,7 @@ class HyperNetwork(nn.Module):
         self.residual = residual
         self.mapping = mapping
         self.freeze_theta_0 = freeze_theta_0
+        self._given = (copy.deepcopy(network),)  # in a tuple: it is no part of what is trained, moved or saved
         self.network = copy.deepcopy(network)
         self.batch_norms = use_batch_statistics(self.network, refuse=batch_norm == "refuse")
         check_bindings(self.network, space)
@@ -135,6 +136,11 @@ class HyperNetwork(nn.Module):
             f" encoding={self.encoding!r}, generated={len(self.generated)} tensors,"
             f" theta_0={theta:,} numbers, omega={omega:,} numbers"
         )
+
+    @property
+    def given(self) -> nn.Module:
+        """The primary network as it was given, untrained, for comparisons with real training."""
+        return self._given[0]
 
     @property
     def device(self) -> torch.device:
@@ -221,7 +227,7 @@ class HyperNetwork(nn.Module):
                 mapped = vmap(one, in_dims=(0, 0, 0 if split else None), randomness="different")
                 return mapped(numbers, configs, data)
             except (RuntimeError, NotImplementedError) as error:
-                if "vmap" not in str(error) and "batching rule" not in str(error).lower():
+                if not about_vmap(error):
                     raise
                 raise NetworkError(
                     f"The primary network, loss or metric cannot run for many settings at once: {error}"

@@ -10,10 +10,11 @@ import torch
 
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.hypernetwork import HyperNetwork
-from hypertune_mip.surrogate.response import warn_of_no_response
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.training import Loss, Options, adam, cosine, train
 from hypertune_mip.training.options import Callback, OptimizerFactory, ScheduleFactory
+from hypertune_mip.verification.response import warn_of_no_response
+from hypertune_mip.verification.truth import Budget
 
 
 def fit(
@@ -102,7 +103,14 @@ def fit(
         resume=resume,
     )
     hypernet.to(options.resolved_device())
-    surrogate = Surrogate(hypernet, loss=loss, metric=metric, val_loader=val_loader)
+    surrogate = Surrogate(
+        hypernet,
+        loss=loss,
+        metric=metric,
+        val_loader=val_loader,
+        train_loader=train_loader,
+        budget=Budget(epochs=epochs, optimizer=optimizer, schedule=schedule),
+    )
     evaluator = surrogate._evaluator
     surrogate.history, unread = train(hypernet, loss, train_loader, options, evaluator=evaluator)
     if evaluator is not None:

@@ -20,8 +20,8 @@ _KIND = "surrogate"
 _HEADS: dict[str, type[Head]] = {head.__name__: head for head in (Dense, RankOne, LowRank)}
 
 
-def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[Record]) -> None:
-    """Write a hypernetwork and its training history; raises StorageError if that fails."""
+def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[Record], trust: dict[str, Any]) -> None:
+    """Write a hypernetwork, its training history and its trust reports; raises StorageError if that fails."""
     tree = {
         "space": hypernet.space.to_json(),
         "head": {"type": type(hypernet.head).__name__, **dataclasses.asdict(hypernet.head)},
@@ -34,6 +34,7 @@ def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[
         "shapes": _shapes(hypernet.network),
         "bindings": bindings(hypernet.network),
         "history": history,
+        "trust": trust,
         "state": hypernet.state_dict(),
     }
     save_tree(folder, _NAME, tree, kind=_KIND)
@@ -41,8 +42,8 @@ def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[
 
 def load_hypernetwork(
     folder: str | Path, network: nn.Module, space: SearchSpace | None
-) -> tuple[HyperNetwork, list[Record]]:
-    """The hypernetwork and history that `save_hypernetwork` wrote, around a copy of `network`.
+) -> tuple[HyperNetwork, list[Record], dict[str, Any]]:
+    """The hypernetwork, history and trust reports that `save_hypernetwork` wrote, around a copy of `network`.
 
     Args:
         folder: What was saved to.
@@ -58,6 +59,7 @@ def load_hypernetwork(
         options = dict(tree["head"])
         head = _HEADS[options.pop("type")](**options)
         generated, shapes, bound, state = tree["generated"], tree["shapes"], tree["bindings"], tree["state"]
+        trust = tree["trust"]
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"'{folder}' does not hold what a surrogate needs: {error!r}.") from error
     if space is not None and space != saved_space:
@@ -85,7 +87,7 @@ def load_hypernetwork(
         raise
     except (HypertuneError, RuntimeError, KeyError) as error:
         raise StorageError(f"'{folder}' does not fit this network: {error}") from error
-    return hypernet.eval(), tree["history"]
+    return hypernet.eval(), tree["history"], trust
 
 
 def _shapes(network: nn.Module) -> dict[str, list[int]]:

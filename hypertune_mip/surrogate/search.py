@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hypertune_mip.errors import SpaceError
-from hypertune_mip.evaluation import Evaluator
+from hypertune_mip.evaluation import Measure
 from hypertune_mip.space import Value
 
 _STEP = 0.05  # of Adam, in units
@@ -43,23 +44,23 @@ class ParetoPoint:
     values: dict[str, float]
 
 
-def minimize(evaluator: Evaluator, metric: str, *, candidates: int, starts: int, steps: int, seed: int) -> Optimum:
+def minimize(measure: Measure, metric: str, *, candidates: int, starts: int, steps: int, seed: int) -> Optimum:
     """The best setting that Sobol candidates, and descent from the best of them, have met.
 
     Continuous hyperparameters descend along the metric's gradient (Adam, kept in the unit cube); discrete ones keep the
     values of their start. A metric without a gradient, such as an error rate, leaves the best candidate. A setting at
     which the metric is NaN counts as worse than any other.
     """
-    space = evaluator.hypernet.space
+    space = measure.space
     units = space.sample(candidates, seed=seed)
-    values = _nan_last(_metric(evaluator(units), metric))
+    values = _nan_last(_metric(measure(units), metric))
     order = torch.argsort(values)[:starts].cpu()
     free = torch.tensor([dim.cells is None for dim in space.dimensions])
     best_units, best_values = units[order].clone(), values[order].clone()
     point = units[order].clone().requires_grad_()
     descent = torch.optim.Adam([point], lr=_STEP)
     for _ in range(steps if bool(free.any()) else 0):
-        values = _nan_last(_metric(evaluator(point, differentiable=True), metric))
+        values = _nan_last(_metric(measure(point, differentiable=True), metric))
         better = (values.detach() < best_values).cpu()
         best_units[better] = point.detach()[better]
         best_values = torch.fmin(best_values, values.detach())  # not minimum: a NaN is no improvement
@@ -74,13 +75,44 @@ def minimize(evaluator: Evaluator, metric: str, *, candidates: int, starts: int,
     return Optimum(space.from_unit(best_units[winner : winner + 1])[0], float(best_values[winner]))
 
 
-def pareto_front(evaluator: Evaluator, metrics: Sequence[str], *, candidates: int, seed: int) -> list[ParetoPoint]:
+def diverse_best(
+    measure: Measure, metric: str, count: int, *, candidates: int, seed: int, distance: float = 0.25
+) -> Float[Tensor, "S d"]:
+    """Units of the minimum and of further good settings, best first, that lie apart.
+
+    Args:
+        measure: Of the metrics.
+        metric: To be small.
+        count: How many, S; fewer where a discrete space does not hold as many.
+        candidates: Sobol settings to choose from.
+        seed: Of the candidates.
+        distance: At least this far from each other in some column; less where that leaves too few.
+    """
+    space = measure.space
+    optimum = minimize(measure, metric, candidates=candidates, starts=8, steps=30, seed=seed)
+    units = torch.unique(space.sample(candidates, seed=seed), dim=0)
+    order = torch.argsort(_nan_last(_metric(measure(units), metric)).cpu())
+    units = torch.cat([space.to_unit(optimum.config), units[order]])
+    chosen = units[:1]
+    while len(chosen) < count:
+        apart = (units.unsqueeze(1) - chosen).abs().amax(-1).amin(-1)
+        if float(apart.max()) == 0.0:
+            break
+        far = (apart >= distance).nonzero().flatten()
+        if len(far) == 0:
+            distance /= 2
+            continue
+        chosen = torch.cat([chosen, units[far[:1]]])
+    return chosen
+
+
+def pareto_front(measure: Measure, metrics: Sequence[str], *, candidates: int, seed: int) -> list[ParetoPoint]:
     """The non-dominated ones of `candidates` Sobol settings, all metrics to be small, sorted by the first metric."""
-    units = evaluator.hypernet.space.sample(candidates, seed=seed)
-    values = evaluator(units)
+    units = measure.space.sample(candidates, seed=seed)
+    values = measure(units)
     table = np.stack([_metric(values, name).cpu().numpy() for name in metrics], axis=1)
     rows = sorted(non_dominated(table), key=lambda row: tuple(table[row]))
-    configs = evaluator.hypernet.space.from_unit(units[rows])
+    configs = measure.space.from_unit(units[rows])
     return [
         ParetoPoint(config, {name: float(values[name][row]) for name in metrics})
         for config, row in zip(configs, rows, strict=True)

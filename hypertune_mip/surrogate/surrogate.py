@@ -5,24 +5,30 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from tqdm.auto import tqdm
 
-from hypertune_mip import nn as hypertune_nn
 from hypertune_mip.errors import DataError, HypertuneWarning, SpaceError
-from hypertune_mip.evaluation import Evaluator, Metric, to_device
+from hypertune_mip.evaluation import Evaluator, Metric
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Config, SearchSpace
 from hypertune_mip.surrogate import search
+from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
+from hypertune_mip.surrogate.materialize import materialize
 from hypertune_mip.surrogate.persistence import load_hypernetwork, save_hypernetwork
-from hypertune_mip.surrogate.response import responses
+from hypertune_mip.surrogate.trust import calibrated, make_report, settings_to_verify
 from hypertune_mip.training import Loss, Record
+from hypertune_mip.training.options import OptimizerFactory, ScheduleFactory
+from hypertune_mip.verification.calibration import Calibrated
+from hypertune_mip.verification.report import TrustReport
+from hypertune_mip.verification.response import responses
+from hypertune_mip.verification.statistics import Estimate
+from hypertune_mip.verification.truth import Budget, Initialize, Truth
 
 
 class Surrogate:
@@ -30,10 +36,12 @@ class Surrogate:
 
     Args:
         hypernet: Trained.
-        loss: What it was trained on; kept for verification against real training.
+        loss: What it was trained for; kept for verification against real training.
         metric: Written for one setting: (model, batch) to 0-d means by name.
         val_loader: Validation data; see `Evaluator` for how it is kept.
         history: One record an epoch, from training.
+        train_loader: What it was trained on; kept for verification, as is `loss`.
+        budget: How a single network would be trained; None takes as many epochs as in `history`.
         memory_budget: Bytes that settings evaluated at once may take; None is 64 MiB on a CPU and 1 GiB on CUDA.
     """
 
@@ -45,6 +53,8 @@ class Surrogate:
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
         history: Sequence[Record] = (),
+        train_loader: Iterable[Any] | None = None,
+        budget: Budget | None = None,
         memory_budget: int | None = None,
     ) -> None:
         """See the class."""
@@ -53,6 +63,11 @@ class Surrogate:
         self.hypernet = hypernet.eval()
         self.loss = loss
         self.history = list(history)
+        self.train_loader = train_loader
+        self.budget = budget
+        self.reports: tuple[TrustReport, ...] = ()
+        self._calibration: dict[str, Any] | None = None
+        self._calibrated: CalibratedEvaluator | None = None
         self._evaluator = (
             Evaluator(hypernet, metric, val_loader, memory_budget=memory_budget)
             if metric is not None and val_loader is not None
@@ -85,14 +100,35 @@ class Surrogate:
             )
         return self._evaluator
 
-    def evaluate(self, config: Config) -> dict[str, float]:
-        """Metrics at one config, by name.
+    @property
+    def _measure(self) -> Evaluator | CalibratedEvaluator:
+        return self._evaluate if self._calibrated is None else self._calibrated
+
+    @overload
+    def evaluate(self, config: Config, *, interval: Literal[False] = False) -> dict[str, float]: ...
+
+    @overload
+    def evaluate(self, config: Config, *, interval: Literal[True]) -> dict[str, Estimate]: ...
+
+    def evaluate(self, config: Config, *, interval: bool = False) -> dict[str, float] | dict[str, Estimate]:
+        """Metrics at one config, by name; calibrated ones once `calibrate` was called.
+
+        Args:
+            config: Native values.
+            interval: Whether to give an `Estimate` with the ends of a 90 % interval for what one real training would
+                give, instead of a number.
 
         Raises:
             SpaceError: If the config has an unknown or missing name, or a value outside the space.
-            DataError: If the surrogate has no validation data.
+            DataError: If the surrogate has no validation data, or an interval is asked for before calibration.
         """
-        return {name: float(value[0]) for name, value in self.evaluate_batch([config]).items()}
+        units = self.space.to_unit(config)
+        if not interval:
+            return {name: float(value[0]) for name, value in self.evaluate_units(units).items()}
+        return {
+            name: Estimate(float(one.mean[0]), float(one.low[0]), float(one.high[0]))
+            for name, one in self.intervals(units).items()
+        }
 
     def evaluate_batch(self, configs: Sequence[Config], *, progress: bool = False) -> dict[str, Float[np.ndarray, "S"]]:
         """Metrics at many configs, by name, in their order; thousands are cut to what the memory budget allows.
@@ -110,8 +146,22 @@ class Surrogate:
         units = self.space.snap(units)
         size = self._evaluate.chunk_size() if len(units) else 1
         chunks = tqdm(units.split(size), disable=not progress, desc="evaluate", unit="chunk")
-        parts = [self._evaluate(chunk) for chunk in chunks]
+        parts = [self._measure(chunk) for chunk in chunks]
         return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+
+    def intervals(self, units: Float[Tensor, "S d"]) -> dict[str, Calibrated]:
+        """Calibrated metrics at units with their 90 % intervals, by name, for code that samples in the unit cube.
+
+        Raises:
+            SpaceError: As in `evaluate_units`.
+            DataError: If the surrogate has not been calibrated.
+        """
+        self.space.check_units(units)
+        if self._calibrated is None:
+            raise DataError(
+                "A surrogate knows intervals only after calibration: surrogate.calibrate(surrogate.verify(metric))."
+            )
+        return self._calibrated.intervals(self.space.snap(units))
 
     def gradient(self, config: Config, metric: str) -> dict[str, float]:
         """Derivative of a metric with respect to each continuous hyperparameter, native scale, by name.
@@ -122,7 +172,7 @@ class Surrogate:
             SpaceError: As in `evaluate`, or if the metric is unknown.
         """
         units = self.space.to_unit(config).requires_grad_()
-        values = self._evaluate(units, differentiable=True)
+        values = self._measure(units, differentiable=True)
         if metric not in values:
             raise SpaceError(f"The metric {metric!r} is unknown; `metric` returns {list(values)}.")
         slope = _slope(values[metric], units)
@@ -153,7 +203,7 @@ class Surrogate:
                 "`candidates` and `starts` must be at least 1 and `steps` at least 0, but got"
                 f" {candidates}, {starts}, {steps}."
             )
-        return search.minimize(self._evaluate, metric, candidates=candidates, starts=starts, steps=steps, seed=seed)
+        return search.minimize(self._measure, metric, candidates=candidates, starts=starts, steps=steps, seed=seed)
 
     def pareto_front(
         self, metrics: Sequence[str], *, candidates: int = 1024, seed: int = 0
@@ -165,7 +215,7 @@ class Surrogate:
         """
         if not metrics or isinstance(metrics, str):
             raise SpaceError(f"`metrics` must be a list of metric names, but got {metrics!r}.")
-        return search.pareto_front(self._evaluate, metrics, candidates=candidates, seed=seed)
+        return search.pareto_front(self._measure, metrics, candidates=candidates, seed=seed)
 
     def responses(self, *, bases: int = 8) -> dict[str, dict[str, float]]:
         """How far each hyperparameter alone moves each metric, as a share of its size, by hyperparameter and metric.
@@ -173,7 +223,144 @@ class Surrogate:
         Args:
             bases: Settings at which the other hyperparameters stay while one goes through its range.
         """
-        return responses(self._evaluate, bases=bases)
+        return responses(self._measure, bases=bases)
+
+    def truth(
+        self,
+        *,
+        network: nn.Module | None = None,
+        train_loader: Iterable[Any] | None = None,
+        epochs: int | None = None,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | Literal["as in fit"] | None = "as in fit",
+        initialize: Initialize | None = None,
+        parallel: int = 16,
+        folder: str | Path | None = None,
+    ) -> Truth:
+        """Real training of the plain primary network, with the same loss, metric and data as the surrogate's.
+
+        What is not given is as in `fit`. State how you would train a single network where that differs: its learning
+        rate often does.
+
+        Args:
+            network: The primary network; None takes the one that the hypernetwork was made from, as it was then.
+            train_loader: As in `Truth`.
+            epochs: As in `Truth`.
+            optimizer: As in `Truth`.
+            schedule: As in `Truth`.
+            initialize: As in `Truth`; None is "given" where theta_0 is frozen and "reset" otherwise.
+            parallel: As in `Truth`.
+            folder: As in `Truth`.
+
+        Raises:
+            DataError: If the surrogate lacks the loss or the training data, as after `load` without them.
+        """
+        loader = self.train_loader if train_loader is None else train_loader
+        if self.loss is None or loader is None:
+            raise DataError(
+                "Real training needs the loss and the training data. Pass `loss` and `train_loader` to"
+                " `Surrogate.load`."
+            )
+        budget = self.budget or Budget(epochs=max(1, len(self.history)))
+        frozen = self.hypernet.freeze_theta_0
+        return Truth(
+            self.hypernet.given if network is None else network,
+            self.space,
+            self.loss,
+            loader,
+            metric=self._evaluate.metric,
+            val_loader=self._evaluate.data.loader,
+            epochs=budget.epochs if epochs is None else epochs,
+            optimizer=budget.optimizer if optimizer is None else optimizer,
+            schedule=budget.schedule if schedule == "as in fit" else schedule,
+            initialize=("given" if frozen else "reset") if initialize is None else initialize,
+            parallel=parallel,
+            device=self.hypernet.device,
+            folder=folder,
+        )
+
+    def verify(
+        self,
+        metric: str,
+        *,
+        settings: int = 8,
+        seeds: int = 1,
+        truth: Truth | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> TrustReport:
+        """Train the plain network for real at a few settings, and report how well the surrogate foresaw the outcome.
+
+        Half of the settings are spread over the space, half are the surrogate's best ones, its minimum first.
+
+        Args:
+            metric: What the report is about, small values being better; other metrics are measured along.
+            settings: How many, S.
+            seeds: Real trainings at each; with two or more the report knows what noise alone would cost.
+            truth: Where real training happens; None is `self.truth()`. Give one with a `folder` to be able to resume.
+            seed: Of the spread settings; take another one to verify at fresh settings.
+            progress: Whether to show a bar.
+
+        Raises:
+            SpaceError: If the metric is unknown, or there is not at least one setting.
+            DataError: As in `truth`.
+
+        Warns:
+            HypertuneWarning: If the report has doubts, naming them.
+        """
+        if metric not in self.metrics:
+            raise SpaceError(f"The metric {metric!r} is unknown; `metric` returns {list(self.metrics)}.")
+        if settings < 1:
+            raise SpaceError(f"`settings` must be at least 1, but got {settings}.")
+        truth = self.truth() if truth is None else truth
+        configs, chosen = settings_to_verify(self._measure, metric, settings, seed=seed)
+        before = truth.seconds
+        true = truth.train(configs, seeds=seeds, progress=progress)
+        fit_epochs = self.budget.epochs if self.budget is not None else max(1, len(self.history))
+        report = make_report(
+            self._measure,
+            metric,
+            configs,
+            chosen,
+            true,
+            trainings=true[metric].size * truth.epochs / fit_epochs,
+            seconds=truth.seconds - before,
+        )
+        self.reports = (*self.reports, report)
+        if report.doubts():
+            warnings.warn(
+                f"The surrogate is not to be trusted for {metric!r}: {' '.join(report.doubts())} Calibrate it, train"
+                " the hypernetwork longer, or rely on real training, as `SurrogateSampler` does.",
+                HypertuneWarning,
+                stacklevel=2,
+            )
+        return report
+
+    def calibrate(
+        self,
+        *reports: TrustReport,
+        method: Literal["affine", "monotone"] = "affine",
+        residual: bool = True,
+    ) -> Surrogate:
+        """Correct all that this surrogate says by real trainings, in place, and return it.
+
+        From then on `evaluate` and all that builds on it give calibrated metrics. A later call starts anew.
+
+        Args:
+            *reports: From `verify`; none takes all reports so far.
+            method: "affine" or "monotone"; see `Calibration`.
+            residual: Whether a Gaussian process corrects what depends on the setting.
+
+        Raises:
+            DataError: If there are too few real trainings.
+            SpaceError: If a report is about another space.
+            MissingExtraError: If BoTorch is not installed.
+        """
+        reports = reports or self.reports
+        self._calibrated = calibrated(self._evaluate, reports, method=method, residual=residual)
+        self._calibration = {"method": method, "residual": residual, "reports": len(reports)}
+        self.reports = reports
+        return self
 
     def materialize(self, config: Config, *, recalibrate: Iterable[Any] | None = None) -> nn.Module:
         """A plain copy of the primary network with theta(u) folded in, in evaluation mode, on the same device.
@@ -189,34 +376,18 @@ class Surrogate:
         Raises:
             SpaceError: As in `evaluate`.
         """
-        units = self.space.to_unit(config)
-        with self.hypernet.lock:
-            network = hypertune_nn.resolve(self.hypernet.network, dict(config))
-        with torch.no_grad():
-            tensors = self.hypernet.effective(units)
-            for name, parameter in network.named_parameters():
-                parameter.copy_(tensors[name][0])
-        network.requires_grad_(True)
-        if self.hypernet.batch_norms and recalibrate is None:
-            warnings.warn(
-                f"{list(self.hypernet.batch_norms)} use the statistics of the batch at hand, so single predictions"
-                " depend on their batch. Pass `recalibrate=train_loader` to give the network running statistics.",
-                HypertuneWarning,
-                stacklevel=2,
-            )
-        elif self.hypernet.batch_norms and recalibrate is not None:
-            _recalibrate(network, self.hypernet.batch_norms, recalibrate, self.hypernet.device)
-        return network.eval()
+        return materialize(self.hypernet, config, recalibrate)
 
     def save(self, folder: str | Path) -> None:
-        """Write the hypernetwork, space and history to a folder: safetensors and JSON, atomically.
+        """Write the hypernetwork, space, history and trust reports to a folder: safetensors and JSON, atomically.
 
         Functions and data are not saved: `load` takes them again.
 
         Raises:
             StorageError: If writing fails; what the folder held before is then as it was.
         """
-        save_hypernetwork(folder, self.hypernet, self.history)
+        trust = {"reports": [report.to_dict() for report in self.reports], "calibration": self._calibration}
+        save_hypernetwork(folder, self.hypernet, self.history, trust)
 
     @classmethod
     def load(
@@ -227,6 +398,8 @@ class Surrogate:
         loss: Loss | None = None,
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
+        train_loader: Iterable[Any] | None = None,
+        budget: Budget | None = None,
         space: SearchSpace | None = None,
         device: str | torch.device = "cpu",
     ) -> Surrogate:
@@ -234,18 +407,36 @@ class Surrogate:
 
         Args:
             folder: What was saved to.
-            network: The primary network's architecture; the weights are replaced by the saved ones in a copy.
+            network: The primary network's architecture; the weights are replaced by the saved ones in a copy. Real
+                training (see `truth`) starts from this network.
             loss: As in `Surrogate`.
             metric: As in `Surrogate`.
             val_loader: As in `Surrogate`.
+            train_loader: As in `Surrogate`.
+            budget: As in `Surrogate`.
             space: If given, it must be the saved one.
             device: Where to.
 
         Raises:
             StorageError: If the folder is damaged or foreign, or does not fit the network or the space.
         """
-        hypernet, history = load_hypernetwork(folder, network, space)
-        return cls(hypernet.to(device), loss=loss, metric=metric, val_loader=val_loader, history=history)
+        hypernet, history, trust = load_hypernetwork(folder, network, space)
+        surrogate = cls(
+            hypernet.to(device),
+            loss=loss,
+            metric=metric,
+            val_loader=val_loader,
+            train_loader=train_loader,
+            budget=budget,
+            history=history,
+        )
+        reports = tuple(TrustReport.from_dict(report) for report in trust["reports"])
+        calibration = trust["calibration"]
+        if calibration is not None and metric is not None:
+            used = reports[: calibration.pop("reports")]
+            surrogate.calibrate(*used, **calibration)
+        surrogate.reports = reports
+        return surrogate
 
 
 def _slope(value: Tensor, units: Tensor) -> Tensor:
@@ -253,21 +444,3 @@ def _slope(value: Tensor, units: Tensor) -> Tensor:
         return torch.zeros_like(units)
     (slope,) = torch.autograd.grad(value.sum(), units, retain_graph=True, allow_unused=True)
     return torch.zeros_like(units) if slope is None else slope
-
-
-def _recalibrate(network: nn.Module, names: Sequence[str], loader: Iterable[Any], device: torch.device) -> None:
-    """Give modules running statistics again: plain averages over the batches."""
-    network.eval()
-    layers = [module for name, module in network.named_modules() if name in names]
-    for layer in layers:
-        assert isinstance(layer, _NormBase)
-        size = layer.num_features
-        layer.track_running_stats, layer.momentum = True, None  # None: a plain average over batches
-        layer.running_mean = torch.zeros(size, device=device)
-        layer.running_var = torch.ones(size, device=device)
-        layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
-        layer.train()
-    with torch.no_grad():
-        for batch in loader:
-            first = batch[0] if isinstance(batch, (tuple, list)) else batch
-            network(to_device(first, device))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ from hypertune_mip.errors import DataError, HypertuneWarning, TrainingError
 from hypertune_mip.evaluation import Evaluator, batch_size, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.checkpoint import load_checkpoint, save_checkpoint
-from hypertune_mip.training.options import Loss, OptionError, Options
+from hypertune_mip.training.options import Loss, Options, total_steps
 from hypertune_mip.training.pace import Pace
+from hypertune_mip.training.randomness import forked_random_state, set_seed
 from hypertune_mip.training.settings import SettingsStream
 from hypertune_mip.training.step import TrainingStep, automatic_settings
 from hypertune_mip.training.strategy import SingleProcess, Strategy
@@ -67,7 +68,7 @@ def train(
     run = _Run(hypernet, loss, loader, options, evaluator, strategy or SingleProcess())
     hypernet.train()
     try:
-        with _forked_random_state(hypernet.device):
+        with forked_random_state(hypernet.device):
             return Trained(run.epochs(), frozenset(hypernet.space) - run.step.reads)
     finally:
         hypernet.eval()
@@ -99,7 +100,7 @@ class _Run:
             rank=strategy.rank,
             world_size=strategy.world_size,
         )
-        self.total = _total_steps(loader, options)
+        self.total = total_steps(loader, options.epochs, options.schedule)
         self.optimizer = options.optimizer([p for p in hypernet.parameters() if p.requires_grad])
         balanced = options.normalize and hypernet.residual
         self.pace = Pace(self.optimizer, hypernet.network, active=balanced)
@@ -231,14 +232,7 @@ class _Run:
 
     def _seed(self, epoch: int) -> None:
         seed = self.options.seed * _SEED_STRIDE + epoch * self.strategy.world_size + self.strategy.rank
-        torch.default_generator.manual_seed(seed)
-        if self.hypernet.device.type == "cuda":
-            with torch.cuda.device(self.hypernet.device):
-                torch.cuda.manual_seed(seed)
-        for source in (self.loader, getattr(self.loader, "sampler", None)):
-            generator = getattr(source, "generator", None)
-            if isinstance(generator, torch.Generator):
-                generator.manual_seed(seed)
+        set_seed(seed, self.loader, self.hypernet.device)
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must not change between the parts of a resumed run."""
@@ -287,29 +281,7 @@ def _validation(evaluator: Evaluator, options: Options) -> Record:
     return record
 
 
-def _total_steps(loader: Iterable[Any], options: Options) -> int | None:
-    """Steps of the whole run, or None where the loader has no length."""
-    try:
-        length = len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        if options.schedule is not None:
-            raise OptionError(
-                f"The schedule needs the number of steps, but a {type(loader).__name__} has no length. Pass"
-                " schedule=None, or a loader with __len__."
-            ) from None
-        return None
-    if length == 0:
-        raise DataError("The training loader holds no batch. Is the data set smaller than one batch with drop_last?")
-    return length * options.epochs
-
-
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))
-
-
-@contextmanager
-def _forked_random_state(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

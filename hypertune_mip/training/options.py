@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from hypertune_mip.errors import HypertuneError
+from hypertune_mip.errors import DataError, HypertuneError
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
@@ -59,12 +59,12 @@ class Options:
 
     def __post_init__(self) -> None:
         """Validate."""
-        _at_least(1, epochs=self.epochs, validation_settings=self.validation_settings)
-        _at_least(1, checkpoint_every=self.checkpoint_every)
+        at_least(1, epochs=self.epochs, validation_settings=self.validation_settings)
+        at_least(1, checkpoint_every=self.checkpoint_every)
         if self.settings_per_step != "auto":
-            _at_least(1, settings_per_step=self.settings_per_step)
+            at_least(1, settings_per_step=self.settings_per_step)
         if self.validate_every is not None:
-            _at_least(1, validate_every=self.validate_every)
+            at_least(1, validate_every=self.validate_every)
         _one_of(("split", "full"), batching=self.batching)
         _one_of(("float32", "bfloat16", "float16"), precision=self.precision)
         if not 0.0 <= self.endpoints < 1.0:
@@ -84,7 +84,29 @@ class Options:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _at_least(low: int, **values: Any) -> None:
+def total_steps(loader: Iterable[Any], epochs: int, schedule: ScheduleFactory | None) -> int | None:
+    """Steps of a whole run, or None where the loader has no length.
+
+    Raises:
+        OptionError: If a schedule needs to know.
+        DataError: If the loader holds no batch.
+    """
+    try:
+        length = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        if schedule is not None:
+            raise OptionError(
+                f"The schedule needs the number of steps, but a {type(loader).__name__} has no length. Pass"
+                " schedule=None, or a loader with __len__."
+            ) from None
+        return None
+    if length == 0:
+        raise DataError("The training loader holds no batch. Is the data set smaller than one batch with drop_last?")
+    return length * epochs
+
+
+def at_least(low: int, **values: Any) -> None:
+    """Raise OptionError unless each value is a whole number of at least `low`."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise OptionError(f"`{name}` must be a whole number of at least {low}, but got {value!r}.")

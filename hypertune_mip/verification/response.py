@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hypertune_mip.errors import HypertuneWarning
-from hypertune_mip.evaluation import Evaluator
+from hypertune_mip.evaluation import Measure
 
 _GRID = 3  # both ends and the middle
 NEGLIGIBLE = 1e-3
@@ -17,13 +17,13 @@ COLLAPSED = 5e-3
 """Share below which responses to all hyperparameters count as none; a collapsed network still flickers a little."""
 
 
-def responses(evaluator: Evaluator, *, bases: int, seed: int = 0) -> dict[str, dict[str, float]]:
+def responses(measure: Measure, *, bases: int, seed: int = 0) -> dict[str, dict[str, float]]:
     """Mean range of each metric as one hyperparameter goes through its range, by hyperparameter and metric.
 
     Hyperparameters with one value only are left out. The others stay at each of `bases` settings in turn; the range is
     divided by the metric's mean size, so 0.1 means that the hyperparameter alone moves the metric by a tenth.
     """
-    space = evaluator.hypernet.space
+    space = measure.space
     fixed = space.sample(bases, seed=seed)
     grid = torch.linspace(0, 1, _GRID, dtype=fixed.dtype)
     table: dict[str, dict[str, float]] = {}
@@ -32,7 +32,7 @@ def responses(evaluator: Evaluator, *, bases: int, seed: int = 0) -> dict[str, d
             continue
         units = fixed.repeat_interleave(_GRID, dim=0)
         units[:, column] = grid.repeat(bases)
-        values = evaluator(space.snap(units))
+        values = measure(space.snap(units))
         table[name] = {metric: _relative_range(value) for metric, value in values.items()}
     return table
 

@@ -1,0 +1,91 @@
+"""Which settings are trained for real, the report on them, and the calibration that follows from reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hypertune_mip.errors import DataError, SpaceError
+from hypertune_mip.evaluation import Evaluator, Measure
+from hypertune_mip.space import Value
+from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
+from hypertune_mip.surrogate.search import diverse_best
+from hypertune_mip.verification.calibration import Calibration
+from hypertune_mip.verification.report import Chosen, TrustReport
+from hypertune_mip.verification.response import responses
+
+_CANDIDATES = 512
+
+
+def settings_to_verify(
+    measure: Measure, metric: str, settings: int, *, seed: int
+) -> tuple[list[dict[str, Value]], tuple[Chosen, ...]]:
+    """Configs, half of them spread over the space and half the best ones, the minimum first; and which is which."""
+    spread = measure.space.sample(settings // 2, seed=seed)
+    best = diverse_best(measure, metric, settings - len(spread), candidates=_CANDIDATES, seed=seed + 1)
+    chosen: list[Chosen] = ["spread"] * len(spread)
+    chosen += ["best"] * len(best)
+    return measure.space.from_unit(torch.cat([spread, best])), tuple(chosen)
+
+
+def make_report(
+    measure: Evaluator | CalibratedEvaluator,
+    metric: str,
+    configs: Sequence[Mapping[str, Value]],
+    chosen: tuple[Chosen, ...],
+    true: Mapping[str, np.ndarray],
+    *,
+    trainings: float,
+    seconds: float,
+) -> TrustReport:
+    """The report on real trainings; arguments as in `TrustReport`."""
+    units = measure.space.to_unit(configs)
+    intervals = measure.intervals(units) if isinstance(measure, CalibratedEvaluator) else {}
+    return TrustReport(
+        metric=metric,
+        space=measure.space,
+        configs=tuple(configs),
+        chosen=chosen,
+        predicted={name: _array(value) for name, value in measure(units).items()},
+        true=true,
+        responses={name: row[metric] for name, row in responses(measure, bases=8).items()},
+        trainings=trainings,
+        seconds=seconds,
+        low={name: _array(one.low) for name, one in intervals.items()},
+        high={name: _array(one.high) for name, one in intervals.items()},
+    )
+
+
+def calibrated(
+    evaluator: Evaluator,
+    reports: Sequence[TrustReport],
+    *,
+    method: Literal["affine", "monotone"],
+    residual: bool,
+) -> CalibratedEvaluator:
+    """The evaluator corrected, metric by metric, by all real trainings in the reports.
+
+    Raises:
+        DataError: If there is no report, or too few real trainings.
+        SpaceError: If a report is about another space.
+    """
+    if not reports:
+        raise DataError("There is no trust report to calibrate by; call `verify` first.")
+    for report in reports:
+        if report.space != evaluator.space:
+            raise SpaceError(f"The report is about another space:\n{report.space}\nbut this is\n{evaluator.space}")
+    units = torch.cat([evaluator.space.to_unit(report.configs) for report in reports])
+    predicted = evaluator(units)
+    calibrations = {}
+    for name in predicted:
+        true = torch.cat([torch.from_numpy(report.true[name].mean(1)) for report in reports])
+        calibrations[name] = Calibration(units, predicted[name].cpu(), true, method=method, residual=residual)
+    return CalibratedEvaluator(evaluator, calibrations)
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy()

@@ -1,0 +1,28 @@
+"""Random state: a function of a seed, so that a run can be repeated or resumed, and the caller's left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def forked_random_state(device: torch.device) -> Iterator[None]:
+    """PyTorch's global random state, on the CPU and on `device`, is restored at the end of the block."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def set_seed(seed: int, loader: Iterable[Any], device: torch.device) -> None:
+    """Seed PyTorch's global generators, on the CPU and on `device`, and the generator that a loader has of its own."""
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it would reseed every CUDA device
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    for source in (loader, getattr(loader, "sampler", None)):
+        generator = getattr(source, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)

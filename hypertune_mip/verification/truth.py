@@ -1,0 +1,319 @@
+"""Truth: the plain primary network trained from scratch at given settings, with a stated budget."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hypertune_mip.errors import DataError, HypertuneWarning, StorageError
+from hypertune_mip.evaluation import Metric, ValidationData, mean_over_batches, named_scalars, to_device
+from hypertune_mip.functional.placement import about_vmap
+from hypertune_mip.nn import resolve
+from hypertune_mip.space import Config, SearchSpace, Value
+from hypertune_mip.storage import load_tree, save_tree
+from hypertune_mip.training import Loss, OptionError, adam, cosine
+from hypertune_mip.training.options import OptimizerFactory, ScheduleFactory, at_least, total_steps
+from hypertune_mip.training.randomness import forked_random_state, set_seed
+from hypertune_mip.verification.group import Group, can_be_stacked
+from hypertune_mip.verification.initialization import reinitialized
+
+Initialize = Literal["reset", "given"] | Callable[[], nn.Module]
+
+_NAME = "truth"
+_SEED_STRIDE = 1_000_003  # keeps the random states of (seed, epoch) pairs apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How a single network is trained; see `Truth` for each."""
+
+    epochs: int
+    optimizer: OptimizerFactory = adam
+    schedule: ScheduleFactory | None = cosine
+
+
+class Truth:
+    """Trains the plain primary network from scratch, at any settings, and remembers what came out.
+
+    Args:
+        network: The primary network as a user would train it, layers bound to hyperparameters included; it is copied.
+        space: Whose configs it is trained at.
+        loss: As in `fit`: the very function that the hypernetwork was trained on.
+        train_loader: As in `fit`.
+        metric: As in `fit`.
+        val_loader: As in `fit`.
+        epochs: The budget: passes over `train_loader`.
+        optimizer: From parameters to a torch optimiser; give the one that you would train a single network with.
+        schedule: From (optimiser, steps) to a torch schedule that is advanced every step; None keeps the rate.
+        initialize: "reset" draws the weights anew by each module's own `reset_parameters`; "given" starts every run
+            from `network` as it is, for pretrained ones; or a function that makes a network, called with the seed set.
+        parallel: Networks that are trained at once, where `torch.func.vmap` can serve the network, loss and optimiser;
+            others are trained one after another. 1 always does.
+        device: Where to train.
+        folder: Where finished runs are kept; they are not trained again, by this object or a later one.
+
+    Raises:
+        OptionError: If an option is invalid.
+        DataError: If a loader is empty, or the network has nothing to train.
+        StorageError: If `folder` holds runs of another budget, or cannot be read.
+
+    Example:
+        >>> from optuna.distributions import FloatDistribution
+        >>> from hypertune_mip import losses
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> truth = Truth(
+        ...     nn.Linear(1, 1),
+        ...     SearchSpace({"decay": FloatDistribution(0.0, 1.0)}),
+        ...     lambda model, x, config: (model(x) - x).square().mean() + config["decay"] * losses.l2(model),
+        ...     [x],
+        ...     metric=lambda model, x: {"error": (model(x) - x).square().mean()},
+        ...     val_loader=[x],
+        ...     epochs=10,
+        ... )
+        >>> truth.train([{"decay": 0.0}, {"decay": 1.0}], seeds=3, progress=False)["error"].shape
+        (2, 3)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        space: SearchSpace,
+        loss: Loss,
+        train_loader: Iterable[Any],
+        *,
+        metric: Metric,
+        val_loader: Iterable[Any],
+        epochs: int,
+        optimizer: OptimizerFactory = adam,
+        schedule: ScheduleFactory | None = cosine,
+        initialize: Initialize = "reset",
+        parallel: int = 16,
+        device: str | torch.device = "cpu",
+        folder: str | Path | None = None,
+    ) -> None:
+        """See the class."""
+        at_least(1, epochs=epochs, parallel=parallel)
+        if not callable(initialize) and initialize not in ("reset", "given"):
+            raise OptionError(
+                f'`initialize` must be "reset", "given" or a function that makes a network, but got {initialize!r}.'
+            )
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise DataError("The primary network has no trainable parameter, so there is nothing to train.")
+        self.space = space
+        self.loss = loss
+        self.train_loader = train_loader
+        self.metric = metric
+        self.epochs = epochs
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.initialize = initialize
+        self.parallel = parallel
+        self.device = torch.device(device)
+        self.folder = folder
+        self.seconds = 0.0
+        self._network = copy.deepcopy(network)
+        self._validation = ValidationData(val_loader, self.device)
+        self._steps = total_steps(train_loader, epochs, schedule)
+        self._stacked = parallel > 1 and can_be_stacked(network, optimizer)
+        self._runs: dict[str, dict[str, float]] = {}
+        if folder is not None and (Path(folder) / f"{_NAME}.json").exists():
+            self._runs = self._load(folder)
+
+    def __repr__(self) -> str:
+        """The budget, and how many runs are done."""
+        return (
+            f"Truth(epochs={self.epochs}, optimizer={self._budget()['optimizer']}, runs={len(self._runs)},"
+            f" {'stacked' if self._stacked else 'one after another'})"
+        )
+
+    def train(
+        self, configs: Sequence[Config], *, seeds: int | Sequence[int] = 1, common: bool = True, progress: bool = True
+    ) -> dict[str, Float[np.ndarray, "S R"]]:
+        """Metrics of the network trained from scratch at each config with each seed, by name.
+
+        A run whose loss stops being finite has NaN for every metric. Runs that are stored already are not repeated.
+
+        Args:
+            configs: Native values.
+            seeds: Of initialisation, order of the data and noise; a number R stands for 0, ..., R - 1.
+            common: Whether a seed means the same initialisation at all settings, which makes differences between them
+                less noisy. Otherwise each setting draws its own from the seed.
+            progress: Whether to show a bar.
+
+        Raises:
+            SpaceError: If a config does not fit the space.
+            OptionError: If there is no seed.
+            LossError: If the metric returns something else than agreed.
+            StorageError: If finished runs cannot be stored.
+        """
+        numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+        at_least(1, seeds=len(numbers))
+        own = self.space.from_unit(self.space.to_unit(configs))
+        keys = [[_key(config, seed, common) for seed in numbers] for config in own]
+        missing = {
+            seed: [i for i in _first_of_each([row[r] for row in keys]) if keys[i][r] not in self._runs]
+            for r, seed in enumerate(numbers)
+        }
+        total = sum(map(len, missing.values()))
+        with tqdm(total=total, disable=not (progress and total), desc="truth", unit="training") as bar:
+            for seed, rows in missing.items():
+                size = self.parallel if self._stacked else 1
+                for start in range(0, len(rows), size):
+                    part = rows[start : start + size]
+                    results = self._group([own[i] for i in part], seed, common)
+                    self._runs |= {_key(own[i], seed, common): r for i, r in zip(part, results, strict=True)}
+                    self._save()
+                    bar.update(len(part))
+        return {
+            name: np.array([[self._runs[key][name] for key in row] for row in keys]).reshape(len(own), len(numbers))
+            for name in next(iter(self._runs.values()), {})
+        }
+
+    def network(self, config: Config, *, seed: int = 0) -> nn.Module:
+        """A plain network trained from scratch at one config, in evaluation mode, ready to use.
+
+        Args:
+            config: Native values.
+            seed: Of initialisation, order of the data and noise.
+
+        Raises:
+            SpaceError: If the config does not fit the space.
+        """
+        (own,) = self.space.from_unit(self.space.to_unit(config))
+        group = self._trained([own], seed, self._starts([own], seed, common=True), "loop")
+        network = resolve(group.network, own)
+        for name, stacked in group.weights.items():
+            network.get_parameter(name).data.copy_(stacked.detach()[0])
+        return network.eval()
+
+    def _group(self, configs: list[dict[str, Value]], seed: int, common: bool) -> list[dict[str, float]]:
+        """What runs at several configs with one seed give."""
+        starts = self._starts(configs, seed, common=common)
+        if self._stacked and len(configs) > 1:
+            try:
+                return self._measured(self._trained(configs, seed, starts, "vmap"), configs)
+            except (RuntimeError, NotImplementedError) as error:
+                if not about_vmap(error):
+                    raise
+                self._stacked = False
+        return [
+            self._measured(self._trained([config], seed, [start], "loop"), [config])[0]
+            for config, start in zip(configs, starts, strict=True)
+        ]
+
+    def _starts(self, configs: list[dict[str, Value]], seed: int, *, common: bool) -> list[nn.Module]:
+        """A network to start from for each config."""
+        if common:
+            return [self._start(seed)] * len(configs)
+        return [self._start(int(_key(config, seed, common)[:8], 16)) for config in configs]
+
+    def _start(self, seed: int) -> nn.Module:
+        if callable(self.initialize):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                return self.initialize()
+        return reinitialized(self._network, seed) if self.initialize == "reset" else self._network
+
+    def _trained(
+        self,
+        configs: list[dict[str, Value]],
+        seed: int,
+        starts: list[nn.Module],
+        mapping: Literal["vmap", "loop"],
+    ) -> Group:
+        values = {name: column.to(self.device) for name, column in self._decoded(configs).items()}
+        group = Group(copy.deepcopy(starts[0]).to(self.device), starts, values, mapping)
+        optimizer = self.optimizer(list(group.weights.values()))
+        schedule = None if self.schedule is None or self._steps is None else self.schedule(optimizer, self._steps)
+        begin = time.perf_counter()
+        with forked_random_state(self.device):
+            for epoch in range(self.epochs):
+                set_seed(seed * _SEED_STRIDE + epoch, self.train_loader, self.device)
+                for batch in self.train_loader:
+                    optimizer.zero_grad(set_to_none=True)
+                    group.losses(self.loss, to_device(batch, self.device)).sum().backward()
+                    optimizer.step()
+                    if schedule is not None:
+                        schedule.step()
+        self.seconds += time.perf_counter() - begin
+        return group
+
+    def _decoded(self, configs: list[dict[str, Value]]) -> dict[str, Tensor]:
+        dtype = next(self._network.parameters()).dtype
+        decoded = self.space.decode(self.space.to_unit(configs))
+        return {name: column.to(dtype) if column.is_floating_point() else column for name, column in decoded.items()}
+
+    def _measured(self, group: Group, configs: list[dict[str, Value]]) -> list[dict[str, float]]:
+        def measure(batch: Any) -> dict[str, Tensor]:
+            return group.metrics(lambda model, data: named_scalars(self.metric, model, data), batch)
+
+        with forked_random_state(self.device), self._validation.own_random_state():
+            means = {name: value.tolist() for name, value in mean_over_batches(measure, self._validation).items()}
+        results = [{name: column[i] for name, column in means.items()} for i in range(group.size)]
+        for index, config in enumerate(configs):
+            if not all(bool(torch.isfinite(weights[index]).all()) for weights in group.weights.values()):
+                results[index] = dict.fromkeys(means, math.nan)
+                warnings.warn(
+                    f"Real training diverged at {config}: a weight is not finite, so its metrics are NaN. Lower the"
+                    " learning rate of `optimizer` if this is not what training at that setting is like.",
+                    HypertuneWarning,
+                    stacklevel=4,
+                )
+        return results
+
+    def _budget(self) -> dict[str, Any]:
+        """What must be the same for stored runs to count."""
+        probe = self.optimizer([nn.Parameter(torch.zeros(1))])
+        numbers = {
+            k: v for k, v in probe.defaults.items() if isinstance(v, (int, float, str, tuple)) and v is not False
+        }
+        return {
+            "space": self.space.to_json(),
+            "shapes": {name: list(p.shape) for name, p in self._network.named_parameters()},
+            "epochs": self.epochs,
+            "steps": self._steps,
+            "optimizer": f"{type(probe).__name__}({', '.join(f'{k}={v}' for k, v in numbers.items())})",
+            "schedule": getattr(self.schedule, "__qualname__", repr(self.schedule)),
+            "initialize": "function" if callable(self.initialize) else self.initialize,
+        }
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            save_tree(self.folder, _NAME, {"budget": self._budget(), "runs": self._runs}, kind=_NAME)
+
+    def _load(self, folder: str | Path) -> dict[str, dict[str, float]]:
+        tree = load_tree(folder, _NAME, kind=_NAME)
+        saved, budget = tree["budget"], self._budget()
+        different = [
+            f"{key} was {saved.get(key)!r}, is {value!r}" for key, value in budget.items() if saved.get(key) != value
+        ]
+        if different:
+            raise StorageError(
+                f"'{folder}' holds real trainings with another budget: {', '.join(different)}. Take another folder."
+            )
+        runs: dict[str, dict[str, float]] = tree["runs"]
+        return runs
+
+
+def _key(config: Mapping[str, Value], seed: int, common: bool) -> str:
+    """A run's name: a digest of what makes it."""
+    return hashlib.sha256(json.dumps([dict(config), seed, common]).encode()).hexdigest()[:16]
+
+
+def _first_of_each(keys: Sequence[str]) -> list[int]:
+    """Indices of `keys` without repetitions."""
+    return sorted({key: index for index, key in reversed(list(enumerate(keys)))}.values())

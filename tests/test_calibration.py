@@ -1,0 +1,237 @@
+"""Calibration against maps that are known, and the surrogate that verifies and calibrates itself."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hypertune_mip as ht
+from hypertune_mip.verification.calibration import Calibration
+from tests import small_problem as problem
+
+SPACE = ht.SearchSpace({"a": problem.SPACE["dropout"], "b": problem.SPACE["dropout"]})
+
+
+def settings(count: int, seed: int = 0) -> torch.Tensor:
+    return SPACE.sample(count, seed=seed)
+
+
+def surface(units: torch.Tensor) -> torch.Tensor:
+    """Of both signs, so that calibration stays on the scale as it is."""
+    return (units[:, 0] - 0.3).square() + 0.5 * units[:, 1] - 0.4
+
+
+def positive(units: torch.Tensor) -> torch.Tensor:
+    return surface(units) + 0.6
+
+
+def test_a_line_is_found_exactly_but_for_the_belief_in_slope_one() -> None:
+    units = settings(200)
+    calibration = Calibration(units, surface(units), 3.0 * surface(units) + 2.0, residual=False)
+    fresh = settings(50, seed=1)
+    assert float((calibration(fresh, surface(fresh)).mean - 3.0 * surface(fresh) - 2.0).abs().max()) < 0.02
+
+
+def test_a_factor_is_found_where_values_are_positive() -> None:
+    units, fresh = settings(200), settings(50, seed=1)
+    calibration = Calibration(units, positive(units), 1.5 * positive(units), residual=False)
+    calibrated = calibration(fresh, positive(fresh))
+    torch.testing.assert_close(calibrated.mean, 1.5 * positive(fresh), rtol=0.02, atol=0.0)
+    assert bool((calibrated.low >= 0).all())
+
+
+@pytest.mark.parametrize("values", [surface, positive])
+def test_predictions_that_are_right_stay_as_they_are(values: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    units, fresh = settings(8), settings(50, seed=1)
+    calibrated = Calibration(units, values(units), values(units))(fresh, values(fresh))
+    torch.testing.assert_close(calibrated.mean, values(fresh))
+    assert float(calibrated.deviation.max()) < 1e-6
+
+
+def test_equal_predictions_get_the_mean() -> None:
+    units = settings(4)
+    calibration = Calibration(units, torch.ones(4), torch.tensor([-1.0, 2.0, 3.0, 4.0]), residual=False)
+    assert float(calibration(units[:1], torch.ones(1)).mean) == pytest.approx(2.0)
+
+
+def test_a_monotone_curve_is_followed() -> None:
+    units, fresh = settings(60), settings(20, seed=1)
+    calibration = Calibration(units, surface(units), surface(units) ** 3, method="monotone", residual=False)
+    assert float((calibration(fresh, surface(fresh)).mean - surface(fresh) ** 3).abs().max()) < 0.05
+
+
+def test_the_process_corrects_what_depends_on_the_setting() -> None:
+    units, fresh = settings(16), settings(100, seed=1)
+
+    def error(residual: bool) -> float:
+        bias = lambda u: 0.3 * torch.sin(3 * u[:, 0])  # noqa: E731
+        calibration = Calibration(units, surface(units), surface(units) + bias(units), residual=residual)
+        return float((calibration(fresh, surface(fresh)).mean - surface(fresh) - bias(fresh)).square().mean().sqrt())
+
+    assert error(residual=True) < 0.3 * error(residual=False)
+
+
+def test_the_process_stays_away_from_mere_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    units, fresh = settings(16), settings(100, seed=1)
+    true = surface(units) + 0.1 * torch.randn(16, generator=generator, dtype=torch.float64)
+    with_process, alone = (Calibration(units, surface(units), true, residual=r) for r in (True, False))
+    torch.testing.assert_close(with_process(fresh, surface(fresh)).mean, alone(fresh, surface(fresh)).mean)
+
+
+def test_intervals_cover_nine_in_ten() -> None:
+    """Of fresh noisy trainings at random settings, over 200 calibrations: what conformal prediction promises."""
+    generator = torch.Generator().manual_seed(0)
+    noisy = lambda u: 2 * surface(u) + 0.1 * torch.randn(len(u), generator=generator, dtype=u.dtype)  # noqa: E731
+    inside = []
+    for seed in range(200):
+        units, fresh = (SPACE.sample(n, seed=2 * seed + n % 2, method="random") for n in (12, 21))
+        calibrated = Calibration(units, surface(units), noisy(units), residual=False)(fresh, surface(fresh))
+        true = noisy(fresh)
+        inside.append((calibrated.low <= true) & (true <= calibrated.high))
+    assert 0.87 <= float(torch.cat(inside).double().mean()) <= 0.96
+
+
+def test_settings_with_nan_are_left_out() -> None:
+    units = settings(6)
+    true = surface(units) + 1.0
+    true[2] = math.nan
+    calibration = Calibration(units, surface(units), true, residual=False)
+    assert float(calibration(units[:1], surface(units[:1])).mean) == pytest.approx(float(surface(units[:1])) + 1.0)
+    with pytest.raises(ht.DataError, match="at least 3 settings with finite values, but got 2 of 3"):
+        Calibration(units[:3], surface(units[:3]), true[:3])
+
+
+# The surrogate
+
+
+@functools.cache
+def surrogate() -> ht.Surrogate:
+    return problem.fit(epochs=20, **problem.validation())
+
+
+def fresh_surrogate() -> ht.Surrogate:
+    """The same hypernetwork in a surrogate that nothing has been verified with."""
+    old = surrogate()
+    return ht.Surrogate(
+        old.hypernet,
+        loss=problem.loss,
+        history=old.history,
+        train_loader=problem.loader(),
+        budget=ht.Budget(epochs=20),
+        **problem.validation(),
+    )
+
+
+@pytest.fixture(scope="module")
+def verified() -> tuple[ht.Surrogate, ht.TrustReport]:
+    chosen = fresh_surrogate()
+    return chosen, chosen.verify("error", settings=6, seeds=2, progress=False)
+
+
+def test_a_report_is_about_real_training(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
+    chosen, report = verified
+    assert report.true["error"].shape == (6, 2)
+    assert report.chosen == ("spread",) * 3 + ("best",) * 3
+    assert report.trainings == 12
+    assert report.seconds > 0
+    expected = chosen.truth().train(report.configs, seeds=2, progress=False)
+    np.testing.assert_array_equal(report.true["error"], expected["error"])
+    np.testing.assert_allclose(report.predicted["error"], chosen.evaluate_batch(report.configs)["error"])
+    minimum = chosen.evaluate_batch([report.configs[3]])["error"][0]
+    assert minimum == report.predicted["error"].min()  # the best comes first
+    assert minimum <= chosen.evaluate_units(problem.SPACE.sample(64))["error"].min() + 1e-6
+    assert chosen.reports == (report,)
+
+
+def test_calibration_brings_the_surrogate_closer_to_truth(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
+    _, report = verified
+    chosen = fresh_surrogate()
+    true = report.true["error"].mean(1)
+    assert chosen.calibrate(report) is chosen
+    after = chosen.evaluate_batch(report.configs)["error"]
+    assert np.abs(after - true).mean() < np.abs(report.predicted["error"] - true).mean()
+    estimate = chosen.evaluate(report.configs[0], interval=True)["error"]
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate.value == pytest.approx(chosen.evaluate(report.configs[0])["error"])
+    assert chosen.verify("error", settings=2, seeds=1, seed=5, progress=False).coverage in (0.0, 0.5, 1.0)
+
+
+def test_what_builds_on_evaluation_is_calibrated_too(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
+    chosen = fresh_surrogate().calibrate(verified[1])
+    optimum = chosen.minimize("error", candidates=32, steps=5)
+    assert optimum.value == pytest.approx(chosen.evaluate(optimum.config)["error"], rel=1e-5)
+    point = chosen.pareto_front(["error", "size"], candidates=16)[0]
+    assert point.values["error"] == pytest.approx(chosen.evaluate(point.config)["error"], rel=1e-5)
+    step = 1e-3
+    around = [dict(problem.CONFIG, dropout=problem.CONFIG["dropout"] + side * step) for side in (-1, 1)]
+    low, high = chosen.evaluate_batch(around)["error"]
+    assert chosen.gradient(problem.CONFIG, "error")["dropout"] == pytest.approx((high - low) / (2 * step), rel=0.05)
+
+
+def test_reports_and_calibration_are_saved(verified: tuple[ht.Surrogate, ht.TrustReport], tmp_path: Path) -> None:
+    chosen = fresh_surrogate().calibrate(verified[1])
+    chosen.verify("error", settings=2, progress=False)  # later than the calibration, and no part of it
+    chosen.save(tmp_path)
+    loaded = ht.Surrogate.load(tmp_path, problem.network(), loss=problem.loss, **problem.validation())
+    assert [str(report) for report in loaded.reports] == [str(report) for report in chosen.reports]
+    before, after = (s.evaluate(problem.CONFIG, interval=True)["error"] for s in (chosen, loaded))
+    assert after.value == pytest.approx(before.value, rel=1e-6)
+    assert after.high == pytest.approx(before.high, rel=1e-6)
+
+
+def test_a_surrogate_that_is_wrong_says_so() -> None:
+    untrained = ht.Surrogate(
+        problem.hypernet(head=ht.RankOne(initialization="fan_out")),
+        loss=problem.loss,
+        train_loader=problem.loader(),
+        budget=ht.Budget(epochs=20),
+        **problem.validation(),
+    )
+    with pytest.warns(ht.HypertuneWarning, match="not to be trusted for 'error'"):
+        report = untrained.verify("error", settings=8, progress=False)
+    assert not report.trusted()
+
+
+def test_verification_can_be_resumed(tmp_path: Path) -> None:
+    chosen = fresh_surrogate()
+    first = chosen.verify("error", settings=4, truth=chosen.truth(folder=tmp_path), progress=False)
+    again = chosen.verify("error", settings=4, truth=chosen.truth(folder=tmp_path), progress=False)
+    assert again.seconds == 0.0
+    np.testing.assert_array_equal(first.true["error"], again.true["error"])
+
+
+def test_truth_starts_where_the_network_was_given() -> None:
+    """Not from the trained theta_0; and where theta_0 is frozen, not from new weights either."""
+    given = problem.network()
+    expected = float(problem.metric(problem.plain_network(), problem.data().tensors)["size"].detach())
+    frozen = problem.fit(problem.hypernet(network=given, freeze_theta_0=True), **problem.validation())
+    still: Any = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-12), "schedule": None}
+    size = frozen.truth(**still).train([problem.CONFIG], progress=False)["size"]
+    assert size[0, 0] == pytest.approx(expected, rel=1e-5)
+    given_again = surrogate().truth(**still, initialize="given").train([problem.CONFIG], progress=False)["size"]
+    assert given_again[0, 0] == pytest.approx(expected, rel=1e-5)
+    drawn = surrogate().truth(**still).train([problem.CONFIG], progress=False)["size"]
+    assert abs(drawn[0, 0] - expected) > 1e-3
+
+
+def test_errors() -> None:
+    chosen = fresh_surrogate()
+    with pytest.raises(ht.SpaceError, match="'accuracy' is unknown"):
+        chosen.verify("accuracy")
+    with pytest.raises(ht.SpaceError, match="`settings`"):
+        chosen.verify("error", settings=0)
+    with pytest.raises(ht.DataError, match="call `verify` first"):
+        chosen.calibrate()
+    with pytest.raises(ht.DataError, match="intervals only after calibration"):
+        chosen.evaluate(problem.CONFIG, interval=True)
+    bare = ht.Surrogate(chosen.hypernet, **problem.validation())
+    with pytest.raises(ht.DataError, match="the loss and the training data"):
+        bare.verify("error")
