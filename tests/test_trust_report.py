@@ -62,17 +62,18 @@ def test_intervals_hold_the_value_and_shrink_with_settings() -> None:
     assert width(100) < 0.5 * width(10)
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
-    """Of 200 samples of 40 pairs with correlation 0.6, whose Kendall's tau is 2/pi asin(0.6)."""
+def test_the_interval_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 samples of 40 pairs with correlation 0.6, whose Kendall's tau is 2/pi asin(0.6)."""
+    monkeypatch.setattr(statistics, "_RESAMPLES", 199)
     generator = np.random.default_rng(1)
     exact = 2 / math.pi * math.asin(0.6)
     inside = 0
-    for seed in range(200):
+    for seed in range(100):
         true = generator.normal(size=40)
         predicted = 0.6 * true + 0.8 * generator.normal(size=40)
         estimate = statistics.with_interval(statistics.kendall, predicted, true, seed=seed)
         inside += estimate.low <= exact <= estimate.high
-    assert 0.84 <= inside / 200 <= 0.96
+    assert 0.82 <= inside / 100 <= 0.97
 
 
 def test_the_ceiling_is_what_seeds_say_about_each_other() -> None:

@@ -40,6 +40,7 @@ _LENGTHSCALE = (0.0, 0.7)  # prior of the length scale, in units of the cube's d
 _TOO_FEW = 1.25  # of the largest error, where there are too few for the interval's level
 _MANY = 32  # settings, from which on the kernel is not fitted anew for each that is left out
 _OFFSET = 0.1  # of the median: what the logarithm adds, so that an error rate may be 0
+_RIGHT = 1e-6  # of the largest value: where residuals are smaller, there is nothing to correct
 _SMALLEST = 1e-12
 _QUANTILE = float(norm.ppf(0.5 + LEVEL / 2))
 
@@ -102,7 +103,7 @@ class Calibration:
         self._process: Any = None
         self._widening = 1.0
         rest = y - self._curve(x)
-        if residual and float(rest.abs().max()) > _SMALLEST:
+        if residual and float(rest.abs().max()) > _RIGHT * float(y.abs().max()):
             process = _process(units, rest)
             left, deviations = _left_out(process, units, rest)
             if float(left.square().sum()) < _GAIN * float(errors.square().sum()):
@@ -113,9 +114,9 @@ class Calibration:
         center = self._curve(self._scaled(predicted.double().cpu()))
         margin: Tensor | float = self._margin
         if self._process is not None:
-            rest = self._process.posterior(units.double().cpu().unsqueeze(1), observation_noise=True)  # one by one
-            center = center + rest.mean.reshape(-1)
-            margin = self._widening * rest.variance.reshape(-1).sqrt()
+            mean, deviation = _foreseen(self._process, units.double().cpu())
+            center = center + mean
+            margin = self._widening * deviation
         return Calibrated(*(self._native(values) for values in (center, center - margin, center + margin)))
 
     def _scaled(self, values: Tensor) -> Tensor:
@@ -192,15 +193,22 @@ def _left_out(process: Any, units: Tensor, rest: Tensor) -> tuple[Tensor, Tensor
         return (result.observed_Y - posterior.mean).reshape(-1), posterior.variance.reshape(-1).sqrt()
     errors, deviations = [], []
     for index in range(len(rest)):
-        posterior = _process(*_without(index, units, rest)).posterior(units[index : index + 1], observation_noise=True)
-        errors.append(rest[index] - posterior.mean.reshape(()))
-        deviations.append(posterior.variance.sqrt().reshape(()))
-    return torch.stack(errors), torch.stack(deviations)
+        mean, deviation = _foreseen(_process(*_without(index, units, rest)), units[index : index + 1])
+        errors.append(rest[index] - mean)
+        deviations.append(deviation)
+    return torch.cat(errors), torch.cat(deviations)
+
+
+def _foreseen(process: Any, units: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of one more training at each setting."""
+    with _quietly():
+        posterior = process.posterior(units.unsqueeze(1), observation_noise=True)  # one by one: no S x S matrix
+        return posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt()
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without warnings of deprecated parts of PyTorch, and of inputs that BoTorch would scale."""
+    """Without warnings of deprecated parts of PyTorch, inputs that BoTorch would scale, and tiny variances."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

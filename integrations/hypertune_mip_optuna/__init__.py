@@ -9,5 +9,6 @@ Both take several metrics and constraints, and both refuse a study that was buil
 
 from hypertune_mip_optuna.objective import SurrogateObjective
 from hypertune_mip_optuna.prefill import prefill
+from hypertune_mip_optuna.sampler import SurrogateSampler
 
-__all__ = ["SurrogateObjective", "prefill"]
+__all__ = ["SurrogateObjective", "SurrogateSampler", "prefill"]

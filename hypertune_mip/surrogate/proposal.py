@@ -1,0 +1,193 @@
+"""What to train for real next: the surrogate's best settings first, then expected improvement once trainings are in.
+
+A search with real trainings asks for one setting at a time and hands over all results so far, so nothing has to be kept
+between two questions: a restarted search, or several workers, go on where the results stand.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Normal
+
+from hypertune_mip.errors import MissingExtraError, SpaceError
+from hypertune_mip.evaluation import Measure
+from hypertune_mip.space import SearchSpace
+from hypertune_mip.surrogate.search import diverse_best
+from hypertune_mip.surrogate.surrogate import Surrogate
+from hypertune_mip.training.options import at_least
+from hypertune_mip.verification.calibration import FEWEST, Calibration
+from hypertune_mip.verification.statistics import finite, kendall
+
+_APART = 0.02  # in some column: closer to a setting that is tried already, a proposal teaches little
+_LOCAL = 8  # of the best candidates, with as many variations each
+_SPREAD = 0.1  # standard deviation of variations, in units
+_SMALLEST = 1e-12
+
+
+class Proposer:
+    """Proposes settings to train for real, from a surrogate and the results so far.
+
+    Args:
+        surrogate: Trained; as it is, or calibrated.
+        metric: What the search is about.
+        startup: How many of the surrogate's best settings, lying apart, are proposed before results count.
+        explore_every: Every so many-th proposal is a setting spread over the space, whatever the surrogate says.
+        min_tau: Least Kendall's tau of the surrogate's predictions with the results; below it is not trusted.
+        gate_after: Results that it takes to look at tau.
+        candidates: Sobol settings that the surrogate is asked about, once.
+        seed: Of candidates and variations.
+
+    Raises:
+        SpaceError: If the metric is unknown.
+        OptionError: If a number is too small.
+        MissingExtraError: If BoTorch is not installed.
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        metric: str,
+        *,
+        startup: int = 4,
+        explore_every: int = 5,
+        min_tau: float = 0.2,
+        gate_after: int = 8,
+        candidates: int = 512,
+        seed: int = 0,
+    ) -> None:
+        """See the class."""
+        at_least(1, startup=startup, gate_after=gate_after, candidates=candidates)
+        at_least(2, explore_every=explore_every)
+        if metric not in surrogate.metrics:
+            raise SpaceError(f"The metric {metric!r} is unknown; `metric` returns {list(surrogate.metrics)}.")
+        if importlib.util.find_spec("botorch") is None:
+            raise MissingExtraError("Learning from real trainings", "calibration")
+        self.surrogate = surrogate
+        self.metric = metric
+        self.startup = startup
+        self.explore_every = explore_every
+        self.min_tau = min_tau
+        self.gate_after = gate_after
+        self.candidates = candidates
+        self.seed = seed
+
+    @property
+    def space(self) -> SearchSpace:
+        """Of the proposals."""
+        return self.surrogate.space
+
+    def doubts(self, tried: Float[Tensor, "N d"], values: Float[Tensor, "N"], *, maximize: bool = False) -> str | None:
+        """Why the surrogate is not to be trusted in this search, as a sentence; None if it is.
+
+        Args:
+            tried: Settings with a result.
+            values: The results; NaN where training failed.
+            maximize: Whether large values are the better ones.
+        """
+        good = torch.isfinite(values)
+        if int(good.sum()) >= self.gate_after:
+            tau = kendall(self._predict(tried[good]).numpy(), values[good].numpy())
+            if tau >= self.min_tau:
+                return None
+            return (
+                f"Kendall's tau of its predictions with {int(good.sum())} results is {tau:.2f}, below {self.min_tau:g}."
+            )
+        for report in reversed(self.surrogate.reports):
+            if report.metric == self.metric and report.doubts() and not maximize:
+                return " ".join(report.doubts())
+        return None
+
+    def propose(
+        self,
+        tried: Float[Tensor, "N d"],
+        values: Float[Tensor, "N"],
+        pending: Float[Tensor, "P d"],
+        *,
+        maximize: bool = False,
+    ) -> Float[Tensor, "1 d"]:
+        """The next setting.
+
+        Args:
+            tried: Settings with a result, in any order.
+            values: The results: `metric` as real training gave it, NaN where training failed.
+            pending: Settings that are being trained, elsewhere.
+            maximize: Whether large values are the better ones.
+        """
+        known = torch.cat([tried, pending])
+        turn, count = divmod(len(known), self.explore_every)
+        if count == self.explore_every - 1:
+            return self.space.sample(turn + 1, seed=self.seed + 1)[turn:]
+        if len(known) < self.startup or int(torch.isfinite(values).sum()) < FEWEST:
+            return self._best_by_surrogate(known, maximize=maximize)
+        return self._best_by_improvement(tried, values, known, maximize=maximize)
+
+    def _best_by_surrogate(self, known: Tensor, *, maximize: bool) -> Tensor:
+        best = self._best_maximum if maximize else self._best_minimum
+        fresh = best[_distance(best, known) >= _APART]
+        return fresh[:1] if len(fresh) else self.space.sample(len(known) + 1, seed=self.seed + 2)[-1:]
+
+    def _best_by_improvement(self, tried: Tensor, values: Tensor, known: Tensor, *, maximize: bool) -> Tensor:
+        sign = -1.0 if maximize else 1.0
+        calibration = Calibration(tried, self._predict(tried), values)
+        target = float(sign * finite((sign * values).numpy()).min())
+
+        def improvement(units: Tensor, predicted: Tensor) -> Tensor:
+            calibrated = calibration(units, predicted)
+            deviation = calibrated.deviation.clamp_min(_SMALLEST)
+            score = sign * (target - calibrated.mean) / deviation
+            normal = Normal(0.0, 1.0)
+            expected = deviation * (score * normal.cdf(score) + normal.log_prob(score).exp())
+            return torch.where(_distance(units, known) >= _APART, expected, -1.0)
+
+        units, predicted = self._pool
+        best = units[improvement(units, predicted).argsort(descending=True)[:_LOCAL]]
+        generator = torch.Generator().manual_seed(self.seed + len(known))
+        moves = _SPREAD * torch.randn(_LOCAL, *best.shape, generator=generator, dtype=best.dtype)
+        around = torch.cat([best, self.space.snap((best + moves).clamp(0.0, 1.0).reshape(-1, best.shape[1]))])
+        winner = improvement(around, self._predict(around)).argmax()
+        return around[winner : winner + 1]
+
+    def _predict(self, units: Tensor) -> Tensor:
+        return torch.from_numpy(self.surrogate.evaluate_units(units)[self.metric]).double()
+
+    @cached_property
+    def _pool(self) -> tuple[Tensor, Tensor]:
+        units = self.space.sample(self.candidates, seed=self.seed)
+        return units, self._predict(units)
+
+    @cached_property
+    def _best_minimum(self) -> Tensor:
+        return self._best(self.surrogate._measure)
+
+    @cached_property
+    def _best_maximum(self) -> Tensor:
+        return self._best(_Negated(self.surrogate._measure))
+
+    def _best(self, measure: Measure) -> Tensor:
+        return diverse_best(measure, self.metric, self.startup, candidates=self.candidates, seed=self.seed)
+
+
+class _Negated:
+    """Metrics with the opposite sign, so that the best is the smallest."""
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+
+    @property
+    def space(self) -> SearchSpace:
+        return self._measure.space
+
+    def __call__(self, units: Tensor, *, differentiable: bool = False) -> dict[str, Tensor]:
+        return {name: -value for name, value in self._measure(units, differentiable=differentiable).items()}
+
+
+def _distance(units: Float[Tensor, "S d"], others: Float[Tensor, "N d"]) -> Float[Tensor, "S"]:
+    """Largest difference in a column to the nearest of `others`; infinite where there are none."""
+    if len(others) == 0:
+        return torch.full((len(units),), torch.inf, dtype=units.dtype)
+    return (units.unsqueeze(1) - others).abs().amax(-1).amin(-1)

@@ -1,0 +1,204 @@
+"""An Optuna sampler for a study of REAL trainings that knows a surrogate of them.
+
+The surrogate's best settings come first, lying apart; then each finished trial calibrates the surrogate, and settings
+are proposed by expected improvement. Parameters that the surrogate does not know (a learning rate, a width) come from
+an inner sampler. Where results show that the surrogate ranks settings wrongly, the inner sampler takes over altogether.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+import torch
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
+
+from hypertune_mip import HypertuneWarning, SpaceError, Surrogate
+from hypertune_mip.space import Value
+from hypertune_mip.surrogate.proposal import Proposer
+
+_PROPOSAL = "hypertune_mip:proposal"
+_RESULT = (TrialState.COMPLETE, TrialState.FAIL)
+
+
+class SurrogateSampler(BaseSampler):
+    """Proposes settings for real trainings from a surrogate, and learns from each result.
+
+    All that it knows of a study it reads from the study's storage, so it may be restarted, and any number of workers
+    may share a study, each with a sampler of its own. Pruned trials count as tried, but their values do not: they
+    belong to a shorter training.
+
+    Args:
+        surrogate: Trained on the parameters that are to come from it. One that the objective suggests from another
+            distribution than the surrogate's is left to the inner sampler.
+        metric: The surrogate's metric that the study's objective measures by real training.
+        inner: For all other parameters, and for all where the surrogate is not to be trusted; None is Optuna's TPE.
+        startup: How many of the surrogate's best settings are tried before results count.
+        explore_every: Every so many-th trial is spread over the space, whatever the surrogate says.
+        min_tau: Least Kendall's tau of predictions with results; below it the surrogate is not to be trusted.
+        gate_after: Results that it takes to look at tau. Before, a trust report with doubts does the same.
+        candidates: Sobol settings that the surrogate is asked about, once.
+        seed: Of the surrogate's proposals, and of the default inner sampler.
+
+    Raises:
+        SpaceError: If the metric is unknown.
+        OptionError: If a number is too small.
+        MissingExtraError: If BoTorch is not installed.
+
+    Example:
+        >>> import hypertune_mip as ht
+        >>> space = ht.SearchSpace({"weight_decay": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)})
+        >>> surrogate = ht.Surrogate(
+        ...     ht.HyperNetwork(torch.nn.Linear(4, 1), space),
+        ...     metric=lambda model, x: {"loss": model(x).square().mean()},
+        ...     val_loader=[torch.ones(8, 4)],
+        ... )
+        >>> study = optuna.create_study(sampler=SurrogateSampler(surrogate, "loss", seed=0))
+        >>> study.optimize(lambda trial: trial.suggest_float("weight_decay", 1e-5, 1e-1, log=True), n_trials=5)
+        >>> len(study.trials)
+        5
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        metric: str,
+        *,
+        inner: BaseSampler | None = None,
+        startup: int = 4,
+        explore_every: int = 5,
+        min_tau: float = 0.2,
+        gate_after: int = 8,
+        candidates: int = 512,
+        seed: int | None = None,
+    ) -> None:
+        """See the class."""
+        self.proposer = Proposer(
+            surrogate,
+            metric,
+            startup=startup,
+            explore_every=explore_every,
+            min_tau=min_tau,
+            gate_after=gate_after,
+            candidates=candidates,
+            seed=0 if seed is None else seed,
+        )
+        self.inner = TPESampler(seed=seed) if inner is None else inner
+        self._warned = False
+        self._proposals: dict[tuple[str, int], dict[str, Value]] = {}  # of trials that are running
+
+    def __repr__(self) -> str:
+        """The surrogate's metric and the inner sampler."""
+        return f"SurrogateSampler(metric={self.proposer.metric!r}, inner={self.inner})"
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What the inner sampler samples together, less what comes from the surrogate.
+
+        The surrogate's own parameters are sampled one by one, from one proposal: only then is it known from which
+        distribution the objective suggests them.
+        """
+        self._raise_error_if_multi_objective(study)
+        inner = self.inner.infer_relative_search_space(study, trial)
+        config = self._proposal(study, trial)
+        return {n: d for n, d in inner.items() if n not in config or self.proposer.space[n] != d}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The inner sampler's values."""
+        self._raise_error_if_multi_objective(study)
+        values = self.inner.sample_relative(study, trial, search_space) if search_space else {}
+        missing = {name: value for name, value in search_space.items() if name not in values}
+        return values | {
+            name: self.inner.sample_independent(study, trial, name, value) for name, value in missing.items()
+        }
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The proposal's value, where the surrogate knows the parameter and its range; else the inner sampler's."""
+        self._raise_error_if_multi_objective(study)
+        config = self._proposal(study, trial)
+        if param_name in config and self.proposer.space[param_name] == param_distribution:
+            return config[param_name]
+        return self.inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Let the inner sampler prepare."""
+        self.inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Let the inner sampler learn; this one reads results from the study."""
+        self._proposals.pop((study.study_name, trial.number), None)
+        self.inner.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        """Reseed the inner sampler; proposals here depend on the trials of the study alone."""
+        self.inner.reseed_rng()
+
+    def _proposal(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Value]:
+        """The config that the surrogate proposes for a trial, the same whenever asked; empty if it takes no part."""
+        key = (study.study_name, trial.number)
+        if key not in self._proposals:
+            tried, values, pending = self._results(study, besides=trial.number)
+            if self._doubts(study, tried, values, pending) is not None:
+                self._proposals[key] = {}
+            else:
+                unit = self.proposer.propose(tried, values, pending, maximize=_maximized(study))
+                self._proposals[key] = self.proposer.space.from_unit(unit)[0]
+                study._storage.set_trial_system_attr(trial._trial_id, _PROPOSAL, self._proposals[key])
+        return self._proposals[key]
+
+    def _results(self, study: optuna.Study, *, besides: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Units and values of trials with a result, and units of those that are running or were pruned."""
+        space = self.proposer.space
+        tried, values, pending = [], [], []
+        for other in study.get_trials(deepcopy=False):
+            config = {name: other.params[name] for name in space if other.distributions.get(name) == space[name]}
+            if len(config) < len(space) and other.state == TrialState.RUNNING:
+                config = other.system_attrs.get(_PROPOSAL, {})  # another worker's, not all suggested yet
+            if len(config) < len(space) or other.number == besides:
+                continue
+            try:
+                unit = space.to_unit(config)
+            except SpaceError:  # enqueued or suggested from another range
+                continue
+            if other.state in _RESULT:
+                tried.append(unit)
+                values.append(math.nan if other.value is None else other.value)
+            else:
+                pending.append(unit)
+        empty = torch.empty(0, len(space), dtype=torch.float64)
+        return torch.cat([empty, *tried]), torch.tensor(values, dtype=torch.float64), torch.cat([empty, *pending])
+
+    def _doubts(self, study: optuna.Study, tried: Tensor, values: Tensor, pending: Tensor) -> str | None:
+        """Why the surrogate takes no part; said once."""
+        doubts = self.proposer.doubts(tried, values, maximize=_maximized(study))
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if len(finished) >= self.proposer.gate_after and not len(tried) and not len(pending):
+            doubts = (
+                f"none of {len(finished)} finished trials suggested all of {list(self.proposer.space)} from the"
+                " surrogate's own space."
+            )
+        if doubts is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The surrogate takes no part in this search any more: {doubts} {type(self.inner).__name__} goes on"
+                " alone, with all results so far.",
+                HypertuneWarning,
+                stacklevel=2,
+            )
+        return doubts
+
+
+def _maximized(study: optuna.Study) -> bool:
+    return study.direction == StudyDirection.MAXIMIZE

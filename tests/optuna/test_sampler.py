@@ -1,0 +1,224 @@
+"""What `SurrogateSampler` proposes, in which order, and when it steps aside."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.distributions import FloatDistribution
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+import hypertune_mip as ht
+from hypertune_mip.surrogate.proposal import Proposer
+from hypertune_mip.surrogate.search import diverse_best
+from hypertune_mip_optuna import SurrogateSampler
+from hypertune_mip_optuna.agreement import suggest_config
+from tests.optuna.tiny_surrogate import SPACE as EVERY_TYPE
+from tests.optuna.tiny_surrogate import make_surrogate
+
+SPACE = ht.SearchSpace({name: FloatDistribution(0.0, 1.0) for name in ("a", "b")})
+CANDIDATES = 64
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+@pytest.fixture(scope="module")
+def surrogate() -> ht.Surrogate:
+    return make_surrogate(SPACE)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def sampler(surrogate: ht.Surrogate, **options: Any) -> SurrogateSampler:
+    return SurrogateSampler(surrogate, "loss", **({"candidates": CANDIDATES, "seed": 0} | options))
+
+
+def study_of(surrogate: ht.Surrogate, trials: int, objective: Any, **options: Any) -> optuna.Study:
+    study = optuna.create_study(sampler=sampler(surrogate, **options))
+    study.optimize(objective, n_trials=trials)
+    return study
+
+
+def right(surrogate: ht.Surrogate) -> Any:
+    """An objective that the surrogate foresees exactly."""
+    return lambda trial: surrogate.evaluate(suggest_config(trial, surrogate.space))["loss"]
+
+
+def test_the_surrogates_best_come_first_and_lie_apart(surrogate: ht.Surrogate) -> None:
+    study = study_of(surrogate, 4, right(surrogate))
+    best = diverse_best(surrogate._measure, "loss", 4, candidates=CANDIDATES, seed=0)
+    proposed = SPACE.to_unit([trial.params for trial in study.trials])
+    torch.testing.assert_close(proposed, best, rtol=0, atol=1e-12)
+    assert study.trials[0].value == pytest.approx(surrogate.minimize("loss", candidates=CANDIDATES).value, rel=1e-3)
+
+
+def test_every_fifth_trial_explores(surrogate: ht.Surrogate) -> None:
+    study = study_of(surrogate, 10, right(surrogate))
+    spread = SPACE.sample(2, seed=1)
+    torch.testing.assert_close(SPACE.to_unit([study.trials[i].params for i in (4, 9)]), spread, rtol=0, atol=1e-12)
+
+
+def test_results_move_the_search_to_where_the_surrogate_is_wrong(surrogate: ht.Surrogate) -> None:
+    """Real values are the surrogate's plus a bowl, whose sum has its minimum elsewhere."""
+    scale = float(np.ptp(surrogate.evaluate_units(SPACE.sample(64))["loss"]))
+    low = surrogate.minimize("loss").config
+    center = {name: 0.2 if low[name] > 0.5 else 0.8 for name in low}
+
+    def real(config: dict[str, float]) -> float:
+        bowl = sum((config[name] - center[name]) ** 2 for name in config)
+        return surrogate.evaluate(config)["loss"] + 4 * scale * bowl
+
+    study = study_of(surrogate, 16, lambda trial: real(suggest_config(trial, SPACE)), min_tau=-1.0)
+    grid = [real(config) for config in SPACE.from_unit(SPACE.sample(256))]
+    assert study.best_value < np.quantile(grid, 0.02)
+    assert study.trials[0].value > np.quantile(grid, 0.3)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_both_directions(surrogate: ht.Surrogate, direction: str) -> None:
+    study = optuna.create_study(sampler=sampler(surrogate), direction=direction)
+    study.optimize(right(surrogate), n_trials=8)
+    values = surrogate.evaluate_units(SPACE.sample(CANDIDATES))["loss"]
+    assert study.best_value <= values.min() if direction == "minimize" else study.best_value >= values.max()
+
+
+def test_a_surrogate_that_is_wrong_steps_aside(surrogate: ht.Surrogate) -> None:
+    """Values are the opposite of what it says; the inner sampler goes on, with all results."""
+    inner = TPESampler(seed=0)
+    study = optuna.create_study(sampler=sampler(surrogate, inner=inner))
+    wrong = right(surrogate)
+    study.optimize(lambda trial: -wrong(trial), n_trials=8)
+    with pytest.warns(ht.HypertuneWarning, match=r"takes no part.*Kendall's tau .* TPESampler goes on"):
+        study.optimize(lambda trial: -wrong(trial), n_trials=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        study.optimize(lambda trial: -wrong(trial), n_trials=8)
+    assert "hypertune_mip:proposal" not in study.trials[-1].system_attrs
+    assert len(study.trials) == 17
+
+
+def test_a_report_with_doubts_counts_from_the_start() -> None:
+    chosen = make_surrogate(SPACE)
+    units = SPACE.sample(8)
+    predicted = chosen.evaluate_units(units)["loss"]
+    chosen.reports = (
+        ht.TrustReport(
+            metric="loss",
+            space=SPACE,
+            configs=tuple(SPACE.from_unit(units)),
+            chosen=("spread",) * 8,
+            predicted={"loss": predicted},
+            true={"loss": -predicted[:, None]},
+            responses={"a": 1.0, "b": 1.0},
+            trainings=8.0,
+            seconds=1.0,
+            low={},
+            high={},
+        ),
+    )
+    with pytest.warns(ht.HypertuneWarning, match="takes no part"):
+        study = study_of(chosen, 2, right(chosen))
+    assert "hypertune_mip:proposal" not in study.trials[0].system_attrs
+
+
+def test_failed_and_pruned_trials(surrogate: ht.Surrogate) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        value = right(surrogate)(trial)
+        if trial.number % 3 == 0:
+            raise optuna.TrialPruned
+        if trial.number % 3 == 1:
+            raise ArithmeticError
+        return value
+
+    study = optuna.create_study(sampler=sampler(surrogate))
+    study.optimize(objective, n_trials=18, catch=(ArithmeticError,))
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 6
+    proposed = SPACE.to_unit([trial.params for trial in study.trials])
+    apart = (proposed.unsqueeze(1) - proposed).abs().amax(-1) + torch.eye(18)
+    assert float(apart.min()) > 1e-6  # none is proposed again because it failed
+
+
+def test_a_restart_goes_on_where_the_storage_stands(surrogate: ht.Surrogate, tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    for _ in range(4):
+        again = optuna.create_study(study_name="s", storage=storage, sampler=sampler(surrogate), load_if_exists=True)
+        again.optimize(right(surrogate), n_trials=3)
+    whole = study_of(surrogate, 12, right(surrogate))
+    assert [trial.params for trial in again.trials] == [trial.params for trial in whole.trials]
+
+
+def test_workers_do_not_propose_the_same(surrogate: ht.Surrogate, tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    studies = [
+        optuna.create_study(study_name="s", storage=storage, sampler=sampler(surrogate), load_if_exists=True)
+        for _ in range(4)
+    ]
+    asked = [study.ask() for study in studies]
+    first = [trial.suggest_float("a", 0.0, 1.0) for trial in asked]  # all of them before any suggests "b"
+    second = [trial.suggest_float("b", 0.0, 1.0) for trial in asked]
+    assert len(set(zip(first, second, strict=True))) == 4
+
+
+def test_threads(surrogate: ht.Surrogate) -> None:
+    study = optuna.create_study(sampler=sampler(surrogate))
+    study.optimize(right(surrogate), n_trials=12, n_jobs=2)
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 12
+
+
+def test_other_parameters_come_from_the_inner_sampler(surrogate: ht.Surrogate) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
+        return right(surrogate)(trial) + abs(np.log10(rate) + 2.0)
+
+    inner = TPESampler(seed=1, n_startup_trials=3)
+    study = study_of(surrogate, 20, objective, inner=inner, min_tau=-1.0)
+    rates = [trial.params["learning_rate"] for trial in study.trials]
+    assert len(set(rates)) == 20
+    early, late = (np.abs(np.log10(part) + 2.0).mean() for part in (rates[:8], rates[-8:]))
+    assert late < early  # the inner sampler learns
+    assert all("hypertune_mip:proposal" in trial.system_attrs for trial in study.trials)
+
+
+def test_a_parameter_with_another_range_is_left_to_the_inner_sampler(surrogate: ht.Surrogate) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        return trial.suggest_float("a", 0.0, 2.0) + trial.suggest_float("b", 0.0, 1.0)
+
+    study = optuna.create_study(sampler=sampler(surrogate, inner=RandomSampler(seed=0)))
+    study.optimize(objective, n_trials=8)
+    assert max(trial.params["a"] for trial in study.trials) > 1.0
+    with pytest.warns(ht.HypertuneWarning, match=r"none of 8 finished trials suggested all of \['a', 'b'\]"):
+        study.optimize(objective, n_trials=1)
+
+
+def test_every_type_of_distribution() -> None:
+    chosen = make_surrogate(EVERY_TYPE)
+    study = study_of(chosen, 12, right(chosen))
+    assert study.best_value <= study.trials[0].value
+    assert all(type(trial.params["order"]) is int for trial in study.trials)
+
+
+def test_bad_options(surrogate: ht.Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ht.SpaceError, match="'accuracy' is unknown"):
+        SurrogateSampler(surrogate, "accuracy")
+    with pytest.raises(ht.OptionError, match="`explore_every`"):
+        sampler(surrogate, explore_every=1)
+    with pytest.raises(ht.OptionError, match="`startup`"):
+        sampler(surrogate, startup=0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ht.MissingExtraError, match=r"hypertune-mip\[calibration\]"):
+        Proposer(surrogate, "loss")
+
+
+def test_repr(surrogate: ht.Surrogate) -> None:
+    assert repr(sampler(surrogate)) == "SurrogateSampler(metric='loss', inner=TPESampler)"
