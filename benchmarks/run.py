@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 
-NAMES = ("cheap", "instant", "right", "steady", "defaults", "optuna_rate")
+NAMES = ("cheap", "instant", "right", "steady", "defaults", "optuna_rate", "trust", "search")
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ class Task:
     batch_size: int
     epochs: int
     learning_rate: float = 1e-3
+    test: tuple[Tensor, Tensor] | None = None  # where a search is judged
 
     def loader(self) -> DataLoader:
         return DataLoader(TensorDataset(*self.train), batch_size=self.batch_size, shuffle=True)

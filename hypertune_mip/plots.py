@@ -1,4 +1,4 @@
-"""Curves and surfaces: how a surrogate's metric responds to one hyperparameter, or to two.
+"""Curves and surfaces: how a surrogate's metric responds to one hyperparameter, or to two; predictions beside truth.
 
 Each figure has a function `*_data` that computes it and needs no matplotlib.
 """
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hypertune_mip.errors import MissingExtraError, SpaceError
 from hypertune_mip.space import Config, SearchSpace, Value
 from hypertune_mip.surrogate import Surrogate
+from hypertune_mip.verification import TrustReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,6 +72,77 @@ class Surface:
     x: Axis
     y: Axis
     values: Float[np.ndarray, "y x"]
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """Predictions of a metric beside real training, one row a setting.
+
+    Args:
+        metric: Its name.
+        predicted: By the surrogate, (S,).
+        true: By real training, the mean over seeds, (S,); settings where every training diverged are left out.
+        spread: Largest distance of a seed from that mean, (S,).
+        margin: Half the width of the surrogate's 90 % interval, (S,); 0 where it gives none.
+        best: Which settings were chosen because the surrogate likes them, (S,).
+    """
+
+    metric: str
+    predicted: Float[np.ndarray, "S"]
+    true: Float[np.ndarray, "S"]
+    spread: Float[np.ndarray, "S"]
+    margin: Float[np.ndarray, "S"]
+    best: Bool[np.ndarray, "S"]
+
+
+def agreement_data(report: TrustReport, metric: str | None = None) -> Agreement:
+    """What `agreement` draws.
+
+    Args:
+        report: From `Surrogate.verify`.
+        metric: Name; None is the report's own.
+
+    Raises:
+        SpaceError: If the report does not hold the metric.
+    """
+    name = report.metric if metric is None else metric
+    if name not in report.true:
+        raise SpaceError(f"The metric {name!r} is unknown; the report holds {list(report.true)}.")
+    runs = report.true[name]
+    kept = np.isfinite(runs).all(1)
+    margin = (report.high[name] - report.low[name]) / 2 if name in report.low else np.zeros(len(runs))
+    mean = runs[kept].mean(1)
+    return Agreement(
+        metric=name,
+        predicted=report.predicted[name][kept],
+        true=mean,
+        spread=np.abs(runs[kept] - mean[:, None]).max(1, initial=0.0),
+        margin=margin[kept],
+        best=np.array(report.chosen)[kept] == "best",
+    )
+
+
+def agreement(report: TrustReport, metric: str | None = None, *, ax: Axes | None = None) -> Axes:
+    """Draw predictions against real training, with the diagonal on which they agree, and return the axes.
+
+    Args:
+        report: As in `agreement_data`.
+        metric: As in `agreement_data`.
+        ax: Where to draw; None makes a figure.
+
+    Raises:
+        SpaceError: As in `agreement_data`.
+        MissingExtraError: If matplotlib is not installed.
+    """
+    data = agreement_data(report, metric)
+    ax = _new_axes() if ax is None else ax
+    for rows, label in ((~data.best, "spread over the space"), (data.best, "the surrogate's best")):
+        x, y, up, across = (column[rows] for column in (data.true, data.predicted, data.margin, data.spread))
+        ax.errorbar(x, y, yerr=up, xerr=across, fmt="o", label=label)
+    ax.axline((float(data.true.min()), float(data.true.min())), slope=1.0, color="gray", zorder=0)
+    ax.set(xlabel=f"{data.metric}, real training", ylabel=f"{data.metric}, surrogate")
+    ax.legend()
+    return ax
 
 
 def response_curve_data(surrogate: Surrogate, metric: str, x: str, *, config: Config, resolution: int = 50) -> Curve:

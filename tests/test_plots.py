@@ -12,7 +12,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from torch import nn
 
 import hypertune_mip as ht
-from hypertune_mip.plots import response_curve, response_curve_data, response_surface, response_surface_data
+from hypertune_mip.plots import (
+    agreement,
+    agreement_data,
+    response_curve,
+    response_curve_data,
+    response_surface,
+    response_surface_data,
+)
 
 SPACE = ht.SearchSpace(
     {
@@ -188,3 +195,44 @@ def test_without_matplotlib_the_extra_is_named_and_data_still_work(surrogate, mo
     for draw, names in ((response_curve, ["dropout"]), (response_surface, ["dropout", "order"])):
         with pytest.raises(ht.MissingExtraError, match=r"hypertune-mip\[plots\]"):
             draw(surrogate, "loss", *names, config=CONFIG)
+
+
+def report(**options: object) -> ht.TrustReport:
+    space = ht.SearchSpace({"dropout": FloatDistribution(0.0, 0.5)})
+    chosen = {
+        "metric": "loss",
+        "space": space,
+        "configs": tuple({"dropout": value} for value in (0.0, 0.2, 0.4)),
+        "chosen": ("spread", "best", "best"),
+        "predicted": {"loss": np.array([1.0, 2.0, 3.0])},
+        "true": {"loss": np.array([[1.0, 2.0], [np.nan, 2.0], [4.0, 4.0]])},
+        "responses": {"dropout": 1.0},
+        "trainings": 6.0,
+        "seconds": 1.0,
+        "low": {},
+        "high": {},
+    }
+    return ht.TrustReport(**(chosen | options))
+
+
+def test_agreement_leaves_out_what_diverged() -> None:
+    data = agreement_data(report(low={"loss": np.zeros(3)}, high={"loss": np.array([1.0, 2.0, 3.0])}))
+    assert data.predicted.tolist() == [1.0, 3.0]
+    assert data.true.tolist() == [1.5, 4.0]
+    assert data.spread.tolist() == [0.5, 0.0]
+    assert data.margin.tolist() == [0.5, 1.5]
+    assert data.best.tolist() == [False, True]
+    assert agreement_data(report()).margin.tolist() == [0.0, 0.0]
+    with pytest.raises(ht.SpaceError, match="'accuracy' is unknown"):
+        agreement_data(report(), "accuracy")
+
+
+def test_agreement_shows_both_kinds_of_settings() -> None:
+    axes = agreement(report())
+    points = [container.lines[0].get_xydata().tolist() for container in axes.containers]
+    assert points == [[[1.5, 1.0]], [[4.0, 3.0]]]
+    assert axes.get_ylabel() == "loss, surrogate"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "spread over the space",
+        "the surrogate's best",
+    ]

@@ -21,7 +21,7 @@ from hypertune_mip.surrogate.search import diverse_best
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.training.options import at_least
 from hypertune_mip.verification.calibration import FEWEST, Calibration
-from hypertune_mip.verification.statistics import finite, kendall
+from hypertune_mip.verification.statistics import finite, sparse_kendall
 
 _APART = 0.02  # in some column: closer to a setting that is tried already, a proposal teaches little
 _LOCAL = 8  # of the best candidates, with as many variations each
@@ -91,7 +91,7 @@ class Proposer:
         """
         good = torch.isfinite(values)
         if int(good.sum()) >= self.gate_after:
-            tau = kendall(self._predict(tried[good]).numpy(), values[good].numpy())
+            tau = sparse_kendall(self._predict(tried[good]).numpy(), values[good].numpy())
             if tau >= self.min_tau:
                 return None
             return (

@@ -100,6 +100,11 @@ class TrustReport:
         return statistics.with_interval(statistics.kendall, *self._pair)
 
     @cached_property
+    def sparse_tau(self) -> Estimate:
+        """Kendall's tau over pairs of settings whose truth differs by a twentieth of its range or more."""
+        return statistics.with_interval(statistics.sparse_kendall, *self._pair)
+
+    @cached_property
     def spearman(self) -> Estimate:
         """Spearman's rank correlation of surrogate and truth, with its bootstrap interval."""
         return statistics.with_interval(statistics.spearman, *self._pair)
@@ -168,15 +173,15 @@ class TrustReport:
         """Reasons not to trust the surrogate, as sentences; empty if there are none.
 
         Args:
-            min_tau: Least Kendall's tau, or least share of its noise ceiling where there are several seeds.
+            min_tau: Least `sparse_tau`; the plain tau suffers from the settings around the minimum, which are about
+                equally good.
             max_regret: Largest regret.
         """
-        tau, reached = self.tau.value, f"Kendall's tau is {self.tau.value:.2f}"
-        if self.tau_ceiling > 0:
-            tau, reached = tau / self.tau_ceiling, f"{reached}, {tau / self.tau_ceiling:.2f} of its noise ceiling"
         doubts = []
-        if not tau >= min_tau:
-            doubts.append(f"{reached}, below {min_tau:g}.")
+        if not self.sparse_tau.value >= min_tau:
+            doubts.append(
+                f"Kendall's tau over clearly different settings is {self.sparse_tau.value:.2f}, below {min_tau:g}."
+            )
         if not self.regret <= max_regret:
             doubts.append(f"The regret is {self.regret:.1%} of the truth's range, above {max_regret:.0%}.")
         if len(self.ignored) == len(self.responses):
@@ -198,6 +203,7 @@ class TrustReport:
             f"{'':22}{'value':>8}   {'90 % interval':15}{'noise ceiling':>14}",
             _row("Kendall's tau", self.tau, self.tau_ceiling),
             _row("Spearman", self.spearman, self.spearman_ceiling),
+            _row("tau, clear pairs", self.sparse_tau),
             _row("tau, better half", self.tau_better_half),
             f"{'regret':22}{self.regret:>8.1%}   of the truth's range",
             f"{'recall of the top':22}{self.recall:>8.0%}   {self.k} of {len(self.configs)}",

@@ -19,6 +19,8 @@ Statistic = Callable[[np.ndarray, np.ndarray], float]
 LEVEL = 0.9
 """Share of intervals, here and in calibration, that should hold the true value."""
 _RESAMPLES = 999
+_CLEAR = 0.05  # of the range of the true values
+_SMALLEST = 1e-300
 _FEWEST = 4  # settings; with fewer a bootstrap interval means nothing
 
 
@@ -45,6 +47,23 @@ def kendall(predicted: Float[np.ndarray, "S"], true: Float[np.ndarray, "S"]) -> 
 def spearman(predicted: Float[np.ndarray, "S"], true: Float[np.ndarray, "S"]) -> float:
     """Spearman's rank correlation; 0 where either side is constant, NaN for fewer than two settings."""
     return _correlation(spearmanr, predicted, true)
+
+
+def sparse_kendall(predicted: Float[np.ndarray, "S"], true: Float[np.ndarray, "S"]) -> float:
+    """Kendall's tau over the pairs whose true values differ clearly, by a twentieth of their range or more.
+
+    A search gathers settings that are about equally good, whose order is noise; this leaves such pairs out, as sparse
+    Kendall's tau does in neural architecture search by rounding. 0 without any such pair, NaN for fewer than two
+    settings.
+    """
+    predicted, true = finite(predicted), finite(true)
+    if len(true) < 2:
+        return math.nan
+    rows, columns = np.triu_indices(len(true), 1)
+    differences = true[rows] - true[columns]
+    clear = np.abs(differences) >= max(_CLEAR * float(np.ptp(true)), _SMALLEST)
+    agreeing = np.sign(predicted[rows] - predicted[columns]) * np.sign(differences)
+    return float(agreeing[clear].mean()) if clear.any() else 0.0
 
 
 def with_interval(
