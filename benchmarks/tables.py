@@ -165,8 +165,74 @@ def optuna_rate() -> str:
     )
 
 
+def trust() -> str:
+    """Rank correlation as a share of its noise ceiling, before and after calibration by six trainings."""
+    document = results.read("trust")
+    lines = []
+    for (task, metric), rows in group(document["rows"], "task", "metric").items():
+        ceiling = rows[0]["ceiling"]
+        share = lambda key: f"{median([r[key] for r in rows]) / ceiling:.2f}" if ceiling > 0.1 else "-"  # noqa: B023, E731
+        lines.append(
+            [
+                task,
+                metric,
+                f"{ceiling:.2f}",
+                share("tau"),
+                share("calibrated"),
+                spread([100 * r["calibrated_regret"] for r in rows], 0) + " %",
+                f"{100 * median([r['coverage'] for r in rows]):.0f} %",
+                f"{median([r['width'] for r in rows]):.2f}",
+                sum(r["trusted"] for r in rows),
+            ]
+        )
+    header = [
+        "task", "metric", "tau, seed to seed", "tau / that", "calibrated", "regret, calibrated", "coverage", "width",
+        "trusted, of 5",
+    ]  # fmt: skip
+    return table(header, lines) + environment(document)
+
+
+def controls() -> str:
+    """Broken surrogates, and whether their reports say so."""
+    lines = [
+        [
+            case,
+            f"{sum(r['flagged'] for r in rows)} of {len(rows)}",
+            spread([r["tau"] for r in rows], 2),
+            spread([100 * r["regret"] for r in rows], 0) + " %",
+        ]
+        for (case,), rows in group(results.read("trust")["controls"], "case").items()
+    ]
+    return table(["surrogate", "flagged", "tau", "regret"], lines)
+
+
+def search() -> str:
+    """Regret on test data after as many trainings, that of the hypernetwork included, and how many reach TPE's."""
+    document = results.read("search")
+    cost, trials = document["cost_of_fit"], document["trials"]
+    counts = (8, 16, 32)
+    lines = []
+    for (case,), rows in group(document["rows"], "case").items():
+        by_method = group(rows, "method")
+        for (method,), runs in by_method.items():
+            spent = cost if method == "surrogate" else 0
+            curves = [r["regret"] for r in runs]
+            at = [f"{100 * median([curve[n - spent - 1] for curve in curves]):.1f}" for n in counts]
+            last = median([curve[-1] for curve in curves])
+            target = median([r["regret"][-1] for r in by_method[("tpe",)]])
+            middle = [median(values) for values in zip(*curves, strict=True)]
+            reached = next((n + 1 + spent for n, value in enumerate(middle) if value <= target), None)
+            lines.append(
+                [case if method == "random" else "", method, *at, f"{100 * last:.1f} ({len(curves[0]) + spent})",
+                 "-" if reached is None else reached]
+            )  # fmt: skip
+    header = ["task", "method", *(f"after {n}" for n in counts), "at the end (trainings)", f"reaches TPE's at {trials}"]
+    note = f"\n\nRegret in percent, median of five seeds. Training the hypernetwork counts as {cost} trainings."
+    return table(header, lines) + note + environment(document)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (summary, right, cheap, steady, defaults, instant, optuna_rate)
+    f.__name__: f for f in (summary, right, cheap, steady, defaults, instant, optuna_rate, trust, controls, search)
 }
 
 

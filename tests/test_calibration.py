@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from optuna.distributions import FloatDistribution
 
 import hypertune_mip as ht
 from hypertune_mip.verification.calibration import Calibration
@@ -220,6 +221,20 @@ def test_truth_starts_where_the_network_was_given() -> None:
     assert given_again[0, 0] == pytest.approx(expected, rel=1e-5)
     drawn = surrogate().truth(**still).train([problem.CONFIG], progress=False)["size"]
     assert abs(drawn[0, 0] - expected) > 1e-3
+
+
+def test_a_hyperparameter_that_changes_nothing_is_named() -> None:
+    space = ht.SearchSpace({**problem.SPACE, "idle": FloatDistribution(0.0, 1.0)})
+
+    def loss(model: torch.nn.Module, batch: Any, config: Any) -> torch.Tensor:
+        return problem.loss(model, batch, config) + 0.0 * config["idle"]
+
+    chosen = problem.fit(problem.hypernet(space=space), loss=loss, epochs=20, **problem.validation())
+    report = chosen.verify("error", settings=4, progress=False)
+    assert report.unused == report.ignored == ("idle",)
+    line = next(line for line in str(report).splitlines() if line.startswith("idle"))
+    assert line.endswith("no effect on the loss")
+    assert ht.TrustReport.from_dict(report.to_dict()).unused == ("idle",)
 
 
 def test_errors() -> None:

@@ -21,7 +21,7 @@ from hypertune_mip.surrogate import search
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
 from hypertune_mip.surrogate.materialize import materialize
 from hypertune_mip.surrogate.persistence import load_hypernetwork, save_hypernetwork
-from hypertune_mip.surrogate.trust import calibrated, make_report, settings_to_verify
+from hypertune_mip.surrogate.trust import calibrated, make_report, settings_to_verify, unused_hyperparameters
 from hypertune_mip.training import Loss, Record
 from hypertune_mip.training.options import OptimizerFactory, ScheduleFactory
 from hypertune_mip.verification.calibration import Calibrated
@@ -325,6 +325,7 @@ class Surrogate:
             true,
             trainings=true[metric].size * truth.epochs / fit_epochs,
             seconds=truth.seconds - before,
+            unused=unused_hyperparameters(self.hypernet, truth.loss, truth.train_loader),
         )
         self.reports = (*self.reports, report)
         if report.doubts():

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hypertune_mip.errors import DataError, SpaceError
-from hypertune_mip.evaluation import Evaluator, Measure
+from hypertune_mip.evaluation import Evaluator, Measure, to_device
+from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
 from hypertune_mip.surrogate.search import diverse_best
+from hypertune_mip.training import Loss
+from hypertune_mip.training.randomness import forked_random_state
 from hypertune_mip.verification.calibration import Calibration
+from hypertune_mip.verification.group import Group, unused
 from hypertune_mip.verification.report import Chosen, TrustReport
 from hypertune_mip.verification.response import responses
 
 _CANDIDATES = 512
+_PROBES = 4  # settings at which it is seen whether the loss depends on a hyperparameter
 
 
 def settings_to_verify(
@@ -41,6 +47,7 @@ def make_report(
     *,
     trainings: float,
     seconds: float,
+    unused: tuple[str, ...],
 ) -> TrustReport:
     """The report on real trainings; arguments as in `TrustReport`."""
     units = measure.space.to_unit(configs)
@@ -55,9 +62,28 @@ def make_report(
         responses={name: row[metric] for name, row in responses(measure, bases=8).items()},
         trainings=trainings,
         seconds=seconds,
+        unused=unused,
         low={name: _array(one.low) for name, one in intervals.items()},
         high={name: _array(one.high) for name, one in intervals.items()},
     )
+
+
+def unused_hyperparameters(hypernet: HyperNetwork, loss: Loss, loader: Iterable[Any]) -> tuple[str, ...]:
+    """Those on whose value the loss does not depend, at a few settings and one batch."""
+    units = hypernet.space.sample(_PROBES)
+    with torch.no_grad(), forked_random_state(hypernet.device):
+        weights = hypernet.effective(units)
+        batch = to_device(next(iter(loader)), hypernet.device)
+    configs = {
+        name: value.to(hypernet.device, hypernet.dtype) if value.is_floating_point() else value.to(hypernet.device)
+        for name, value in hypernet.space.decode(units).items()
+    }
+    with hypernet.lock:
+        network = copy.deepcopy(hypernet.network).requires_grad_(True)
+    group = Group(network, [network] * _PROBES, configs, hypernet.mapping)
+    group.weights = weights
+    with forked_random_state(hypernet.device):
+        return unused(group, loss, batch)
 
 
 def calibrated(

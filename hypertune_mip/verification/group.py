@@ -89,3 +89,19 @@ def can_be_stacked(network: nn.Module, optimizer: OptimizerFactory) -> bool:
     running = any(isinstance(m, _NormBase) and m.track_running_stats for m in network.modules())
     probe: Iterable[Any] = [nn.Parameter(torch.zeros(1))]
     return not running and type(optimizer(probe)) in _ELEMENTWISE
+
+
+def unused(group: Group, loss: Loss, batch: Any) -> tuple[str, ...]:
+    """Hyperparameters on whose value the loss does not depend, at fixed weights, in any of the group's networks.
+
+    At a minimum of the loss, its derivative along a hyperparameter is this direct one (the envelope theorem); where that
+    is zero everywhere, the minimum does not depend on it either. Only those with a derivative can be judged.
+    """
+    names = [name for name, value in group.configs.items() if value.is_floating_point()]
+    values = [group.configs[name].detach().requires_grad_() for name in names]
+    group.configs |= dict(zip(names, values, strict=True))
+    total = group.losses(loss, batch).sum()
+    if not names or not total.requires_grad:
+        return ()
+    slopes = torch.autograd.grad(total, values, allow_unused=True, materialize_grads=True)
+    return tuple(name for name, slope in zip(names, slopes, strict=True) if not bool(slope.any()))

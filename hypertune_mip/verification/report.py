@@ -61,6 +61,7 @@ class TrustReport:
         seconds: Time that it took.
         low: By metric, lower ends of the surrogate's 90 % intervals, (S,); empty where it gives none.
         high: Upper ends.
+        unused: Hyperparameters on whose value the training loss does not depend.
     """
 
     metric: str
@@ -74,6 +75,7 @@ class TrustReport:
     seconds: float
     low: Mapping[str, Float[np.ndarray, "S"]]
     high: Mapping[str, Float[np.ndarray, "S"]]
+    unused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -166,8 +168,8 @@ class TrustReport:
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Hyperparameters that the surrogate's metric does not respond to."""
-        return tuple(name for name, response in self.responses.items() if response < NEGLIGIBLE)
+        """Hyperparameters without effect: the surrogate's metric does not respond, or the training loss does not."""
+        return tuple(n for n, response in self.responses.items() if response < NEGLIGIBLE or n in self.unused)
 
     def doubts(self, *, min_tau: float = MIN_TAU, max_regret: float = MAX_REGRET) -> tuple[str, ...]:
         """Reasons not to trust the surrogate, as sentences; empty if there are none.
@@ -213,7 +215,7 @@ class TrustReport:
             f"{'moves the metric':22}{'alone':>8}{'rank correlation: surrogate':>30}{'truth':>8}",
             *(
                 f"{name:22}{effect.response:>8.1%}{effect.surrogate:>30.2f}{effect.truth:>8.2f}"
-                + ("   ignored" if name in self.ignored else "")
+                + ("   no effect on the loss" if name in self.unused else "   ignored" if name in self.ignored else "")
                 for name, effect in self.effects.items()
             ),
             "",
@@ -235,6 +237,7 @@ class TrustReport:
             "space": self.space.to_json(),
             "configs": [dict(config) for config in self.configs],
             "chosen": list(self.chosen),
+            "unused": list(self.unused),
             "responses": dict(self.responses),
             "trainings": self.trainings,
             "seconds": self.seconds,
@@ -253,6 +256,7 @@ class TrustReport:
                 space=SearchSpace.from_json(content["space"]),
                 configs=tuple(content["configs"]),
                 chosen=tuple(content["chosen"]),
+                unused=tuple(content["unused"]),
                 responses=content["responses"],
                 trainings=content["trainings"],
                 seconds=content["seconds"],
