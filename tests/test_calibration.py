@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,15 @@ def test_a_hyperparameter_that_changes_nothing_is_named() -> None:
     line = next(line for line in str(report).splitlines() if line.startswith("idle"))
     assert line.endswith("no effect on the loss")
     assert ht.TrustReport.from_dict(report.to_dict()).unused == ("idle",)
+
+
+def test_a_calibrated_surrogate_goes_to_another_process(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
+    chosen = fresh_surrogate().calibrate(verified[1])
+    chosen.budget = ht.Budget(epochs=20, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    sent = pickle.loads(pickle.dumps(chosen))
+    assert sent.evaluate(problem.CONFIG) == chosen.evaluate(problem.CONFIG)
+    with pytest.raises(ht.DataError, match="training data"):
+        sent.verify("error")
 
 
 def test_errors() -> None:

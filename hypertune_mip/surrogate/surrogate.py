@@ -74,6 +74,10 @@ class Surrogate:
             else None
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but training data and budget: another process asks, and a budget often holds a lambda."""
+        return {**self.__dict__, "train_loader": None, "budget": None}
+
     def __repr__(self) -> str:
         """Hyperparameters, metrics and epochs."""
         metrics = self.metrics if self._evaluator is not None else None

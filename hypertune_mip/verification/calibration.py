@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -43,8 +44,6 @@ _OFFSET = 0.1  # of the median: what the logarithm adds, so that an error rate m
 _RIGHT = 1e-6  # of the largest value: where residuals are smaller, there is nothing to correct
 _SMALLEST = 1e-12
 _QUANTILE = float(norm.ppf(0.5 + LEVEL / 2))
-
-Curve = Callable[[Tensor], Tensor]
 
 
 class Calibrated(NamedTuple):
@@ -96,7 +95,7 @@ class Calibration:
         logarithmic = bool((true >= 0).all() and (predicted >= 0).all() and float(true.median()) > 0)
         self._offset = _OFFSET * float(true.median()) if logarithmic else None
         x, y = self._scaled(predicted), self._scaled(true)
-        fit = _monotone if method == "monotone" else _line
+        fit = _Monotone.fit if method == "monotone" else _Line.fit
         self._curve = fit(x, y)
         errors = torch.stack([y[i] - fit(*_without(i, x, y))(x[i : i + 1])[0] for i in range(len(y))])
         self._margin = _conformal(errors)
@@ -126,20 +125,42 @@ class Calibration:
         return values if self._offset is None else (values.exp() - self._offset).clamp_min(0.0)
 
 
-def _line(predicted: Tensor, true: Tensor) -> Curve:
-    """Least squares with a prior on the slope, so that few or equal predictions leave it near 1."""
-    center, target = predicted.mean(), true.mean()
-    x, y = predicted - center, true - target
-    belief = _SLOPE_TRUST * x.square().mean()
-    slope = ((x @ y + belief) / (x @ x + belief).clamp_min(_SMALLEST)).clamp_min(0.0)
-    return lambda values: target + slope * (values - center)
+@dataclass(frozen=True)
+class _Line:
+    """A straight line through (center, level)."""
+
+    center: Tensor
+    level: Tensor
+    slope: Tensor
+
+    @classmethod
+    def fit(cls, predicted: Tensor, true: Tensor) -> _Line:
+        """Least squares with a prior on the slope, so that few or equal predictions leave it near 1."""
+        center, level = predicted.mean(), true.mean()
+        x, y = predicted - center, true - level
+        belief = _SLOPE_TRUST * x.square().mean()
+        slope = (x @ y + belief) / (x @ x + belief).clamp_min(_SMALLEST)
+        return cls(center, level, slope.clamp_min(0.0))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.level + self.slope * (values - self.center)
 
 
-def _monotone(predicted: Tensor, true: Tensor) -> Curve:
-    """Isotonic regression, linear between the settings and constant beyond them."""
-    order = np.argsort(predicted.numpy(), kind="stable")
-    x, y = predicted.numpy()[order], isotonic_regression(true.numpy()[order]).x
-    return lambda values: torch.from_numpy(np.interp(values.detach().numpy(), x, y))
+@dataclass(frozen=True)
+class _Monotone:
+    """A curve that never falls, linear between its points and constant beyond them."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    @classmethod
+    def fit(cls, predicted: Tensor, true: Tensor) -> _Monotone:
+        """Isotonic regression."""
+        order = np.argsort(predicted.numpy(), kind="stable")
+        return cls(predicted.numpy()[order], isotonic_regression(true.numpy()[order]).x)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return torch.from_numpy(np.interp(values.detach().numpy(), self.x, self.y))
 
 
 def _conformal(errors: Tensor) -> float:

@@ -94,7 +94,7 @@ def can_be_stacked(network: nn.Module, optimizer: OptimizerFactory) -> bool:
 def unused(group: Group, loss: Loss, batch: Any) -> tuple[str, ...]:
     """Hyperparameters on whose value the loss does not depend, at fixed weights, in any of the group's networks.
 
-    At a minimum of the loss, its derivative along a hyperparameter is this direct one (the envelope theorem); where that
+    At a minimum of the loss, its derivative along a hyperparameter is this direct one (envelope theorem); where that
     is zero everywhere, the minimum does not depend on it either. Only those with a derivative can be judged.
     """
     names = [name for name, value in group.configs.items() if value.is_floating_point()]
