@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,7 @@ class Task:
     epochs: int
     learning_rate: float = 1e-3
     test: tuple[Tensor, Tensor] | None = None  # where a search is judged
+    front: tuple[str, ...] = ()  # metrics that pull in opposite directions
 
     def loader(self) -> DataLoader:
         return DataLoader(TensorDataset(*self.train), batch_size=self.batch_size, shuffle=True)
@@ -45,19 +46,26 @@ class Task:
 
 def real_training(task: Task, config: dict[str, Any], seed: int) -> dict[str, float]:
     """Metrics of the primary network trained from scratch at one setting."""
+    *_, network = epochs_of_real_training(task, config, seed)
+    with torch.no_grad():
+        return {name: float(value) for name, value in task.metric(network.eval(), task.validation).items()}
+
+
+def epochs_of_real_training(task: Task, config: dict[str, Any], seed: int) -> Iterator[nn.Module]:
+    """The primary network after each epoch of training from scratch at one setting."""
     torch.manual_seed(seed)
-    network = ht.nn.resolve(task.network(), config).train()
+    network = ht.nn.resolve(task.network(), config)
     loader = task.loader()
     optimizer = torch.optim.Adam(network.parameters(), lr=task.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * len(loader))
     for _ in range(task.epochs):
+        network.train()
         for batch in loader:
             optimizer.zero_grad()
             task.loss(network, batch, config).backward()
             optimizer.step()
             schedule.step()
-    with torch.no_grad():
-        return {name: float(value) for name, value in task.metric(network.eval(), task.validation).items()}
+        yield network
 
 
 def fitted(task: Task, seed: int, *, hypernet: dict[str, Any] | None = None, **options: Any) -> ht.Surrogate:
@@ -76,7 +84,8 @@ def fitted(task: Task, seed: int, *, hypernet: dict[str, Any] | None = None, **o
 def shortened(task: Task) -> Task:
     """The task at a fraction of its size, to see that a benchmark runs."""
     cut = lambda pair: (pair[0][:200], pair[1][:200])  # noqa: E731
-    return replace(task, epochs=2, train=cut(task.train), validation=cut(task.validation))
+    test = None if task.test is None else cut(task.test)
+    return replace(task, epochs=2, train=cut(task.train), validation=cut(task.validation), test=test)
 
 
 # Losses and metrics
