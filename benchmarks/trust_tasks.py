@@ -117,7 +117,7 @@ def _convolutional(norm: str) -> nn.Module:
 
 
 def _moved(images: Tensor, strength: Tensor) -> Tensor:
-    """Images (B, P, P), each turned, scaled and shifted at random: by up to 30 degrees, 20 % and a fifth at strength 1."""
+    """Images (B, P, P); at strength 1 turned by up to 30 degrees, scaled by up to 20 % and shifted by up to a fifth."""
     noise = strength * (2 * torch.rand(4, len(images)) - 1)
     angle, scale = noise[0] * math.pi / 6, 1 + 0.2 * noise[1]
     rows = [
