@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 
-NAMES = ("cheap", "instant", "right", "steady", "defaults", "optuna_rate", "exact", "trust", "search")
+NAMES = ("cheap", "instant", "right", "steady", "defaults", "optuna_rate", "exact", "rates", "trust", "search")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -26,11 +27,10 @@ from tqdm import tqdm
 
 import hypertune_mip as ht
 from benchmarks import results, tasks, trust_tasks
-from benchmarks.trust import optimizer
+from benchmarks.trust import COST
 from hypertune_mip_optuna import SurrogateSampler
 from hypertune_mip_optuna.agreement import suggest_config
 
-COST = 3  # trainings that `fit` counts as; measured 2.3 (see `cheap`)
 TRIALS = 64
 OWN_TRIALS = 32
 CASES: dict[str, dict[str, Any]] = {
@@ -103,16 +103,8 @@ def _trial_by_trial(
     }
     studies = {name: optuna.create_study(sampler=sampler) for name, sampler in samplers.items()}
     assert task.test is not None
-    truth = ht.Truth(
-        task.network(),
-        task.space,
-        task.loss,
-        task.loader(),
-        metric=_with_test(task),
-        val_loader=[tuple(torch.cat(pair) for pair in zip(task.validation, task.test, strict=True))],
-        epochs=task.epochs,
-        optimizer=optimizer(task),
-    )
+    x, y = (torch.cat(pair) for pair in zip(task.validation, task.test, strict=True))
+    truth = tasks.truth(replace(task, metric=_with_test(task), validation=(x, y)))
     found: dict[str, list[_Run]] = {name: [] for name in studies}
     seconds = dict.fromkeys(studies, 0.0)
     for number in range(trials):

@@ -68,6 +68,25 @@ def epochs_of_real_training(task: Task, config: dict[str, Any], seed: int) -> It
         yield network
 
 
+def truth(task: Task) -> ht.Truth:
+    """Real training of the task, many settings at once."""
+    return ht.Truth(
+        task.network(),
+        task.space,
+        task.loss,
+        task.loader(),
+        metric=task.metric,
+        val_loader=[task.validation],
+        epochs=task.epochs,
+        optimizer=optimizer(task),
+    )
+
+
+def optimizer(task: Task) -> Callable[[Any], torch.optim.Optimizer]:
+    """Of real training."""
+    return lambda parameters: torch.optim.Adam(parameters, lr=task.learning_rate, fused=True)
+
+
 def fitted(task: Task, seed: int, *, hypernet: dict[str, Any] | None = None, **options: Any) -> ht.Surrogate:
     """The surrogate of a task, with the defaults of the library but for what is passed."""
     torch.manual_seed(seed)
@@ -183,8 +202,8 @@ def _split(x: np.ndarray, y: np.ndarray, count: int) -> tuple[tuple[Tensor, Tens
 
 
 @cache
-def fashion_images() -> tuple[Tensor, Tensor]:
-    """4,000 shuffled Fashion-MNIST training images pooled to 14 x 14 and standardised as a whole, and their labels."""
+def fashion_images(count: int = 4000) -> tuple[Tensor, Tensor]:
+    """Shuffled Fashion-MNIST training images pooled to 14 x 14 and standardised as a whole, and their labels."""
     if not FASHION.is_dir():
         raise FileNotFoundError(
             f"There is no '{FASHION}'. Install Debian's package dataset-fashion-mnist, or set FASHION_MNIST to a folder"
@@ -192,7 +211,7 @@ def fashion_images() -> tuple[Tensor, Tensor]:
         )
     images = np.frombuffer(gzip.open(FASHION / "train-images-idx3-ubyte.gz").read(), np.uint8, offset=16)
     labels = np.frombuffer(gzip.open(FASHION / "train-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)
-    chosen = np.random.default_rng(0).permutation(len(labels))[:4000]
+    chosen = np.random.default_rng(0).permutation(len(labels))[:count]
     pooled = F.avg_pool2d(torch.tensor(images.reshape(-1, 28, 28)[chosen]) / 255, 2).flatten(1)
     pooled = (pooled - pooled[:2000].mean()) / pooled[:2000].std()
     return pooled, torch.tensor(labels[chosen].astype(np.int64))

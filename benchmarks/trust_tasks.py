@@ -209,11 +209,11 @@ def b4_vae_fashion() -> Task:
 
 def b5_two_tasks() -> Task:
     """Two pieces of clothing in one image, one shifted to each corner; a weight says which of them matters."""
-    x, y = fashion_images()
+    x, y = fashion_images(12_000)
     images = (x - x.min()).unflatten(1, (14, 14))
-    canvas = torch.maximum(F.pad(images[:2000], (0, 4, 0, 4)), F.pad(images[2000:], (4, 0, 4, 0))).flatten(1)
+    canvas = torch.maximum(F.pad(images[:6000], (0, 4, 0, 4)), F.pad(images[6000:], (4, 0, 4, 0))).flatten(1)
     canvas = (canvas - canvas.mean()) / canvas.std()
-    labels = torch.stack([y[:2000], y[2000:]], 1)
+    labels = torch.stack([y[:6000], y[6000:]], 1)
     space = ht.SearchSpace({"first_weight": _float(0.02, 0.98), "weight_decay": _float(1e-5, 1e-1, log=True)})
 
     def entropies(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -230,10 +230,10 @@ def b5_two_tasks() -> Task:
         first, second = entropies(model, batch)
         return {"loss": (first + second) / 2, "first": first, "second": second}
 
-    parts = [(canvas[cut], labels[cut]) for cut in (slice(800), slice(800, 1400), slice(1400, None))]
+    parts = [(canvas[cut], labels[cut]) for cut in (slice(3000), slice(3000, 4000), slice(4000, None))]
     return _task(
-        "b5_two_tasks", parts, space=space, network=lambda: mlp(324, 20, width=96, depth=1), loss=loss, metric=metric,
-        batch_size=50, epochs=30, learning_rate=3e-3, front=("first", "second"),
+        "b5_two_tasks", parts, space=space, network=lambda: mlp(324, 20, width=32, depth=1), loss=loss, metric=metric,
+        batch_size=100, epochs=30, learning_rate=3e-3, front=("first", "second"),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import torch
 from optuna.distributions import FloatDistribution
 
 import hypertune_mip as ht
+from hypertune_mip.verification import statistics
 from hypertune_mip.verification.calibration import Calibration
 from tests import small_problem as problem
 
@@ -80,12 +81,31 @@ def test_the_process_corrects_what_depends_on_the_setting() -> None:
     assert error(residual=True) < 0.3 * error(residual=False)
 
 
-def test_the_process_stays_away_from_mere_noise() -> None:
+def test_noise_does_little_harm_to_a_surrogate_that_is_right() -> None:
     generator = torch.Generator().manual_seed(0)
     units, fresh = settings(16), settings(100, seed=1)
     true = surface(units) + 0.1 * torch.randn(16, generator=generator, dtype=torch.float64)
-    with_process, alone = (Calibration(units, surface(units), true, residual=r) for r in (True, False))
-    torch.testing.assert_close(with_process(fresh, surface(fresh)).mean, alone(fresh, surface(fresh)).mean)
+    calibrated = Calibration(units, surface(units), true)(fresh, surface(fresh)).mean
+    assert float((calibrated - surface(fresh)).square().mean().sqrt()) < 0.08  # of noise 0.1
+    assert statistics.kendall(calibrated.numpy(), surface(fresh).numpy()) > 0.85
+
+
+def test_a_ranking_that_is_right_is_kept() -> None:
+    """Although a process would come closer to the values."""
+    units, fresh = settings(8), settings(100, seed=1)
+    calibrated = Calibration(units, surface(units), surface(units) ** 3)(fresh, surface(fresh)).mean
+    assert statistics.kendall(calibrated.numpy(), surface(fresh).numpy()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("count", [8, 16])
+def test_a_surrogate_that_is_wrong_hardly_counts(count: int) -> None:
+    """Of two experts the one that foresees the real trainings leads, few or many."""
+    generator = torch.Generator().manual_seed(0)
+    units, fresh = settings(count), settings(100, seed=1)
+    wrong, wrong_fresh = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (count, 100))
+    calibrated = Calibration(units, wrong, surface(units))(fresh, wrong_fresh)
+    assert statistics.kendall(calibrated.mean.numpy(), surface(fresh).numpy()) > 0.6
+    assert statistics.kendall(wrong_fresh.numpy(), surface(fresh).numpy()) < 0.1
 
 
 def test_intervals_cover_nine_in_ten() -> None:
@@ -151,6 +171,15 @@ def test_a_report_is_about_real_training(verified: tuple[ht.Surrogate, ht.TrustR
     assert minimum == report.predicted["error"].min()  # the best comes first
     assert minimum <= chosen.evaluate_units(problem.SPACE.sample(64))["error"].min() + 1e-6
     assert chosen.reports == (report,)
+
+
+@pytest.mark.parametrize("best", [0, 1, 3])
+def test_how_many_settings_are_the_best_is_asked_for(best: int) -> None:
+    still = fresh_surrogate().truth(epochs=1)
+    report = fresh_surrogate().verify("error", settings=3, best=best, truth=still, progress=False)
+    assert report.chosen == ("spread",) * (3 - best) + ("best",) * best
+    expected = problem.SPACE.from_unit(problem.SPACE.sample(3 - best))
+    assert list(report.configs[: 3 - best]) == expected
 
 
 def test_calibration_brings_the_surrogate_closer_to_truth(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
@@ -253,6 +282,8 @@ def test_errors() -> None:
         chosen.verify("accuracy")
     with pytest.raises(ht.SpaceError, match="`settings`"):
         chosen.verify("error", settings=0)
+    with pytest.raises(ht.SpaceError, match="`best` must lie between 0 and `settings`, 4, but got 5"):
+        chosen.verify("error", settings=4, best=5)
     with pytest.raises(ht.DataError, match="call `verify` first"):
         chosen.calibrate()
     with pytest.raises(ht.DataError, match="intervals only after calibration"):

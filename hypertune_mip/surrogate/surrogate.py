@@ -288,6 +288,7 @@ class Surrogate:
         metric: str,
         *,
         settings: int = 8,
+        best: int | None = None,
         seeds: int = 1,
         truth: Truth | None = None,
         seed: int = 0,
@@ -295,18 +296,20 @@ class Surrogate:
     ) -> TrustReport:
         """Train the plain network for real at a few settings, and report how well the surrogate foresaw the outcome.
 
-        Half of the settings are spread over the space, half are the surrogate's best ones, its minimum first.
+        Some of the settings are spread over the space, the others are the surrogate's best ones, its minimum first.
 
         Args:
             metric: What the report is about, small values being better; other metrics are measured along.
             settings: How many, S.
+            best: How many of them are the surrogate's best; None is half. To calibrate, take 1: spread settings teach
+                more.
             seeds: Real trainings at each; with two or more the report knows what noise alone would cost.
             truth: Where real training happens; None is `self.truth()`. Give one with a `folder` to be able to resume.
             seed: Of the spread settings; take another one to verify at fresh settings.
             progress: Whether to show a bar.
 
         Raises:
-            SpaceError: If the metric is unknown, or there is not at least one setting.
+            SpaceError: If the metric is unknown, there is not at least one setting, or `best` is more than there are.
             DataError: As in `truth`.
 
         Warns:
@@ -316,8 +319,10 @@ class Surrogate:
             raise SpaceError(f"The metric {metric!r} is unknown; `metric` returns {list(self.metrics)}.")
         if settings < 1:
             raise SpaceError(f"`settings` must be at least 1, but got {settings}.")
+        if best is not None and not 0 <= best <= settings:
+            raise SpaceError(f"`best` must lie between 0 and `settings`, {settings}, but got {best}.")
         truth = self.truth() if truth is None else truth
-        configs, chosen = settings_to_verify(self._measure, metric, settings, seed=seed)
+        configs, chosen = settings_to_verify(self._measure, metric, settings, best=best, seed=seed)
         before = truth.seconds
         true = truth.train(configs, seeds=seeds, progress=progress)
         fit_epochs = self.budget.epochs if self.budget is not None else max(1, len(self.history))

@@ -28,14 +28,16 @@ _PROBES = 4  # settings at which it is seen whether the loss depends on a hyperp
 
 
 def settings_to_verify(
-    measure: Measure, metric: str, settings: int, *, seed: int
+    measure: Measure, metric: str, settings: int, *, best: int | None, seed: int
 ) -> tuple[list[dict[str, Value]], tuple[Chosen, ...]]:
-    """Configs, half of them spread over the space and half the best ones, the minimum first; and which is which."""
-    spread = measure.space.sample(settings // 2, seed=seed)
-    best = diverse_best(measure, metric, settings - len(spread), candidates=_CANDIDATES, seed=seed + 1)
-    chosen: list[Chosen] = ["spread"] * len(spread)
-    chosen += ["best"] * len(best)
-    return measure.space.from_unit(torch.cat([spread, best])), tuple(chosen)
+    """Configs, spread over the space first, then the best ones, the minimum first; and which is which."""
+    count = settings - settings // 2 if best is None else best
+    units = measure.space.sample(settings - count, seed=seed)
+    chosen: list[Chosen] = ["spread"] * len(units)
+    if count:
+        units = torch.cat([units, diverse_best(measure, metric, count, candidates=_CANDIDATES, seed=seed + 1)])
+        chosen += ["best"] * count
+    return measure.space.from_unit(units), tuple(chosen)
 
 
 def make_report(

@@ -1,23 +1,24 @@
 """Calibration: what a few real trainings say about a surrogate's predictions, everywhere in the space.
 
-    true(u) = line(predicted(u)) + g(u) + noise
+Two experts foresee the true values. Where all of these are positive they do so on a logarithmic scale, since a
+surrogate that is off tends to be off by a share of the value:
 
-Where all values are positive this holds on a logarithmic scale, since a surrogate that is off tends to be off by a
-share of the value. The line (or a monotone curve) takes out a bias and a wrong scale; g, a Gaussian process on the unit
-cube (BoTorch's), takes out what depends on the setting, such as optimism where real training has not converged yet. It
-stays only if it clearly foresees real trainings that it has not seen (leave one out): with few of them it often does
-harm. Intervals are as wide as those left-out errors ask for, in the way of conformal prediction.
+    corrected:  true(u) = line(predicted(u)) + g(u) + noise
+    alone:      true(u) = constant + f(u) + noise
 
-Why not a Gaussian process on the true values alone: it needs as many trainings as a search without a surrogate does. It
-is what the benchmarks compare with. Why not BoTorch's own prior on the noise: it expects hardly any, and then follows
-the noise of single trainings.
+The line (or a monotone curve) takes out a bias and a wrong scale; g and f are Gaussian processes on the unit cube
+(BoTorch's). g takes out what depends on the setting, such as optimism where real training has not converged yet; f does
+not ask the surrogate at all. Their mean is weighted by how well each foresees real trainings that it has not seen
+(leave one out), as forecasts are combined (Bates and Granger, 1969): their errors have different causes, so that the
+mean ranks better than either. A surrogate that ranks all the real trainings rightly keeps its ranking: then the line
+alone corrects it. Intervals are as wide as the left-out errors ask for, in the way of conformal prediction.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -35,14 +36,15 @@ from hypertune_mip.verification.statistics import LEVEL
 FEWEST = 3
 """Real trainings that calibration needs."""
 _SLOPE_TRUST = 1.0  # how many settings the belief in a slope of 1 counts for
-_GAIN = 0.8  # share of the squared error of the line alone that the process may leave
 _NOISE = (math.log(0.3), 1.0)  # prior of the noise's share of the residuals' variance: log-normal, location and scale
 _LENGTHSCALE = (0.0, 0.7)  # prior of the length scale, in units of the cube's diagonal: log-normal
 _TOO_FEW = 1.25  # of the largest error, where there are too few for the interval's level
-_MANY = 12  # settings, from which on the kernel is not fitted anew for each that is left out
+_MANY = 12  # settings, beyond which an expert is not fitted anew for each that is left out
 _OFFSET = 0.1  # of the median: what the logarithm adds, so that an error rate may be 0
 _RIGHT = 1e-6  # of the largest value: where residuals are smaller, there is nothing to correct
 _SMALLEST = 1e-12
+_Curve = Callable[[Tensor], Tensor]
+_Fit = Callable[[Tensor, Tensor], _Curve]
 _QUANTILE = float(norm.ppf(0.5 + LEVEL / 2))
 
 
@@ -68,7 +70,7 @@ class Calibration:
         true: What the trainings gave, (S,); settings with a NaN are left out.
         method: "affine" for a line whose slope is pulled towards 1, "monotone" for isotonic regression, which needs
             more settings (a dozen, say) and has no gradient.
-        residual: Whether a Gaussian process may be added.
+        residual: Whether Gaussian processes may help.
 
     Raises:
         DataError: If fewer than three settings have finite values.
@@ -99,23 +101,15 @@ class Calibration:
         self._curve = fit(x, y)
         errors = torch.stack([y[i] - fit(*_without(i, x, y))(x[i : i + 1])[0] for i in range(len(y))])
         self._margin = _conformal(errors)
-        self._process: Any = None
-        self._widening = 1.0
-        rest = y - self._curve(x)
-        if residual and float(rest.abs().max()) > _RIGHT * float(y.abs().max()):
-            process = _process(units, rest)
-            left, deviations = _left_out(process, units, rest)
-            if float(left.square().sum()) < _GAIN * float(errors.square().sum()):
-                self._process, self._widening = process, _conformal(left / deviations)
+        self._mixture: _Mixture | None = None
+        right = float((y - self._curve(x)).abs().max()) <= _RIGHT * float(y.abs().max())
+        if residual and not right and not _ranks_rightly(x, y):
+            self._mixture = _Mixture.fit(fit, units, x, y)
 
     def __call__(self, units: Float[Tensor, "S d"], predicted: Float[Tensor, "S"]) -> Calibrated:
         """Calibrated predictions, float64, on the CPU; with "affine" differentiable in both arguments."""
-        center = self._curve(self._scaled(predicted.double().cpu()))
-        margin: Tensor | float = self._margin
-        if self._process is not None:
-            mean, deviation = _foreseen(self._process, units.double().cpu())
-            center = center + mean
-            margin = self._widening * deviation
+        x = self._scaled(predicted.double().cpu())
+        center, margin = (self._curve(x), self._margin) if self._mixture is None else self._mixture(units, x)
         return Calibrated(*(self._native(values) for values in (center, center - margin, center + margin)))
 
     def _scaled(self, values: Tensor) -> Tensor:
@@ -163,6 +157,77 @@ class _Monotone:
         return torch.from_numpy(np.interp(values.detach().numpy(), self.x, self.y))
 
 
+@dataclass(frozen=True)
+class _Constant:
+    """The mean of the true values, whatever the surrogate says."""
+
+    level: Tensor
+
+    @classmethod
+    def fit(cls, predicted: Tensor, true: Tensor) -> _Constant:
+        return cls(true.mean())
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.level.expand(values.shape)
+
+
+@dataclass(frozen=True)
+class _Expert:
+    """A curve, and a Gaussian process on what it leaves."""
+
+    curve: _Curve
+    process: Any
+
+    @classmethod
+    def fit(cls, curve: _Fit, units: Tensor, x: Tensor, y: Tensor) -> _Expert:
+        fitted = curve(x, y)
+        return cls(fitted, _process(units, y - fitted(x), noisy=not isinstance(fitted, _Constant)))
+
+    def __call__(self, units: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of one more training at each setting."""
+        with _quietly():
+            posterior = self.process.posterior(units.unsqueeze(1), observation_noise=True)  # no S x S matrix
+            return self.curve(x) + posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt()
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """The surrogate corrected and the true values alone, weighted; `widening` turns its spread into a margin."""
+
+    experts: tuple[_Expert, _Expert]
+    weights: Tensor
+    widening: float
+
+    @classmethod
+    def fit(cls, curve: _Fit, units: Tensor, x: Tensor, y: Tensor) -> _Mixture:
+        kinds: tuple[_Fit, _Fit] = (curve, _Constant.fit)
+        experts = _Expert.fit(kinds[0], units, x, y), _Expert.fit(kinds[1], units, x, y)
+        left = [_left_out(kind, expert, units, x, y) for kind, expert in zip(kinds, experts, strict=True)]
+        means, deviations = (torch.stack(parts) for parts in zip(*left, strict=True))
+        weights = 1.0 / (means - y).square().mean(1).sqrt().clamp_min(_SMALLEST)
+        weights = weights / weights.sum()
+        mean, deviation = _mixed(weights, means, deviations)
+        return cls(experts, weights, _conformal((y - mean) / deviation))
+
+    def __call__(self, units: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of one more training at each setting, and half the width of its interval."""
+        means, deviations = zip(*(expert(units.double().cpu(), x) for expert in self.experts), strict=True)
+        mean, deviation = _mixed(self.weights, torch.stack(means), torch.stack(deviations))
+        return mean, self.widening * deviation
+
+
+def _mixed(weights: Tensor, means: Float[Tensor, "E S"], deviations: Float[Tensor, "E S"]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a mixture of normal distributions."""
+    mean = weights @ means
+    return mean, (weights @ (deviations.square() + (means - mean).square())).sqrt()
+
+
+def _ranks_rightly(predicted: Tensor, true: Tensor) -> bool:
+    """Whether no two settings are the wrong way round."""
+    order = true.argsort()
+    return bool((predicted[order].diff() > 0).all())
+
+
 def _conformal(errors: Tensor) -> float:
     """Half the width that intervals need so that a share LEVEL of left-out errors, or of fresh ones, lies inside."""
     sizes, count = errors.abs().sort().values, len(errors)
@@ -174,8 +239,11 @@ def _without(index: int, *columns: Tensor) -> list[Tensor]:
     return [torch.cat([column[:index], column[index + 1 :]]) for column in columns]
 
 
-def _process(units: Tensor, rest: Tensor) -> Any:
-    """A Gaussian process on the residuals."""
+def _process(units: Tensor, rest: Tensor, *, noisy: bool) -> Any:
+    """A Gaussian process on `rest`: with BoTorch's own priors, or with ones that expect little but noise.
+
+    BoTorch expects hardly any noise. That suits true values; of what a surrogate leaves, much is noise.
+    """
     with _quietly():
         try:
             from botorch.fit import fit_gpytorch_mll
@@ -187,44 +255,35 @@ def _process(units: Tensor, rest: Tensor) -> Any:
             from gpytorch.priors import LogNormalPrior
         except ImportError as error:
             raise MissingExtraError("Calibration by a Gaussian process", "calibration") from error
-        location, scale = _LENGTHSCALE
-        noise = LogNormalPrior(*_NOISE)
-        process = SingleTaskGP(
-            units,
-            rest.unsqueeze(-1),
-            likelihood=GaussianLikelihood(
-                noise_prior=noise, noise_constraint=GreaterThan(1e-4, transform=None, initial_value=noise.mode)
-            ),
-            covar_module=RBFKernel(lengthscale_prior=LogNormalPrior(location + 0.5 * math.log(units.shape[1]), scale)),
-        )
+        options: dict[str, Any] = {}
+        if noisy:
+            location, scale = _LENGTHSCALE
+            noise = LogNormalPrior(*_NOISE)
+            constraint = GreaterThan(1e-4, transform=None, initial_value=noise.mode)
+            options["likelihood"] = GaussianLikelihood(noise_prior=noise, noise_constraint=constraint)
+            lengthscale = LogNormalPrior(location + 0.5 * math.log(units.shape[1]), scale)
+            options["covar_module"] = RBFKernel(lengthscale_prior=lengthscale)
+        process = SingleTaskGP(units, rest.unsqueeze(-1), **options)
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # a fit that fails is tried again, at random
             torch.default_generator.manual_seed(0)
             fit_gpytorch_mll(ExactMarginalLogLikelihood(process.likelihood, process))
     return process.eval().requires_grad_(False)
 
 
-def _left_out(process: Any, units: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Errors and standard deviations of a process at each of its settings when that one is left out."""
-    if len(rest) > _MANY:  # then one setting hardly changes the kernel
+def _left_out(kind: _Fit, expert: _Expert, units: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """What an expert would foresee at each of its settings, mean and standard deviation, had it not seen that one."""
+    if len(y) > _MANY:  # then one setting hardly changes the curve and the kernel
         from botorch.cross_validation import efficient_loo_cv
 
         with _quietly():
-            result = efficient_loo_cv(process)
-        posterior: Any = result.posterior
-        return (result.observed_Y - posterior.mean).reshape(-1), posterior.variance.reshape(-1).sqrt()
-    errors, deviations = [], []
-    for index in range(len(rest)):
-        mean, deviation = _foreseen(_process(*_without(index, units, rest)), units[index : index + 1])
-        errors.append(rest[index] - mean)
-        deviations.append(deviation)
-    return torch.cat(errors), torch.cat(deviations)
-
-
-def _foreseen(process: Any, units: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of one more training at each setting."""
-    with _quietly():
-        posterior = process.posterior(units.unsqueeze(1), observation_noise=True)  # one by one: no S x S matrix
-        return posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt()
+            posterior: Any = efficient_loo_cv(expert.process).posterior
+        return expert.curve(x) + posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt()
+    foreseen = [
+        _Expert.fit(kind, *_without(index, units, x, y))(units[index : index + 1], x[index : index + 1])
+        for index in range(len(y))
+    ]
+    means, deviations = (torch.cat(parts) for parts in zip(*foreseen, strict=True))
+    return means, deviations
 
 
 @contextmanager
