@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all check lint types layers format wheel demo fashion bench \
+.PHONY: help venv test test-all check lint types layers format wheel demo fashion bench bench-venv \
 	bench-smoke docs-tables clean
 
 help:  ## list the targets
@@ -59,10 +59,13 @@ demo: venv  ## train once and search, on scikit-learn's digits
 fashion: venv  ## the same on Fashion-MNIST
 	$(BIN)/python examples/fashion_mnist.py
 
-bench: venv  ## run every benchmark and write its JSON
+bench-venv: venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+
+bench: bench-venv  ## run every benchmark and write its JSON
 	$(BIN)/python -m benchmarks.run
 
-bench-smoke: venv  ## the same, as small as it goes: only shows that the scripts run
+bench-smoke: bench-venv  ## the same, as small as it goes: only shows that the scripts run
 	$(BIN)/python -m benchmarks.run --smoke
 
 docs-tables: venv  ## generate the tables in docs/ from the benchmarks' JSON

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -13,26 +16,35 @@ from scipy.stats import spearmanr
 from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import hypertune_mip as ht
 from benchmarks import results
 from benchmarks.tasks import _float, _split
 
 SETTINGS = 64
+SEEDS = 5
+FITS: dict[str, dict[str, Any]] = {
+    "defaults": {"trunk": (64, 64), "settings_per_step": 16, "epochs": 3000},
+    "wide and long": {"trunk": (256, 256), "settings_per_step": 64, "epochs": 10_000},
+}
 Config = dict[str, float]
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    cases = {"ridge, 1": _ridge(1), "ridge, 8": _ridge(8), "logistic, 1": _logistic()}
-    rows = []
-    for name, (space, train, validation, loss, solve) in cases.items():
-        for head in (ht.RankOne(), ht.Dense()):
-            for seed in range(1 if smoke else 5):
-                rows.append({"case": name, "head": repr(head), "seed": seed} | _compared(
-                    space, train, validation, loss, solve, head=head, seed=seed, epochs=20 if smoke else 3000
-                ))  # fmt: skip
-                print(rows[-1])
+    seeds = range(1 if smoke else SEEDS)
+    jobs = [(case, fit, head, seed, smoke) for fit in FITS for case in CASES for head in HEADS for seed in seeds]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        rows = list(tqdm(pool.map(_row, jobs), total=len(jobs), desc="exact"))
     return results.write("exact", {"rows": rows, "settings": SETTINGS}, smoke=smoke)
+
+
+def _row(job: tuple[str, str, str, int, bool]) -> dict[str, Any]:
+    case, fit, head, seed, smoke = job
+    torch.set_num_threads(1)
+    options = FITS[fit] | ({"epochs": 20} if smoke else {})
+    compared = _compared(*CASES[case](), head=HEADS[head](), seed=seed, **options)
+    return {"case": case, "fit": fit, "head": head, "seed": seed} | compared
 
 
 def _compared(
@@ -44,17 +56,19 @@ def _compared(
     *,
     head: ht.Head,
     seed: int,
+    trunk: tuple[int, ...],
+    settings_per_step: int,
     epochs: int,
 ) -> dict[str, float]:
+    """Median relative error of the weights over penalties, and rank correlation of the validation loss."""
     torch.manual_seed(seed)
     network = nn.Linear(train[0].shape[1], 1, bias=False)
     metric = lambda model, batch: {"loss": _free(loss, model, batch)}  # noqa: E731
-    start = time.perf_counter()
     surrogate = ht.fit(
-        ht.HyperNetwork(network, space, head=head, seed=seed), loss, [train], metric=metric, val_loader=[validation],
-        epochs=epochs, settings_per_step=16, batching="full", seed=seed, progress=False, validate_every=epochs,
+        ht.HyperNetwork(network, space, head=head, trunk=trunk, seed=seed), loss, [train], metric=metric,
+        val_loader=[validation], epochs=epochs, settings_per_step=settings_per_step, batching="full", seed=seed,
+        progress=False, validate_every=epochs, device="cpu",
     )  # fmt: skip
-    seconds = time.perf_counter() - start
     units = space.sample(SETTINGS, seed=99)
     weights = surrogate.hypernet.effective(units)["weight"][:, 0].detach().double()
     exact = torch.stack([solve(config) for config in space.from_unit(units)])
@@ -66,7 +80,6 @@ def _compared(
     return {
         "weight_error": float(((weights - exact).norm(dim=1) / exact.norm(dim=1)).median()),
         "spearman": float(spearmanr(surrogate.evaluate_units(units)["loss"], np.array(real)).statistic),
-        "seconds": seconds,
     }
 
 
@@ -111,3 +124,11 @@ def _logistic() -> tuple[Any, ...]:
         return torch.tensor(model.coef_[0])
 
     return ht.SearchSpace({"l2": _float(1e-3, 1.0, log=True)}), train, validation, loss, solve
+
+
+CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "ridge, 1": partial(_ridge, 1),
+    "ridge, 8": partial(_ridge, 8),
+    "logistic, 1": _logistic,
+}
+HEADS: dict[str, Callable[[], ht.Head]] = {"RankOne": ht.RankOne, "Dense": ht.Dense}

@@ -5,6 +5,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks import results
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 NO_CEILING = 0.8  # below this, the seeds of the truth do not agree on an order themselves
+NO_TAU = 0.3  # the same for Kendall's tau
 TASKS = {"fashion3": "3 hyperparameters", "fashion8": "8 hyperparameters"}
 
 
@@ -165,31 +167,90 @@ def optuna_rate() -> str:
     )
 
 
+def exact() -> str:
+    """Weights of the hypernetwork against those that solve the problem."""
+    document = results.read("exact")
+    lines = [
+        [
+            case,
+            fit,
+            head,
+            spread([100 * r["weight_error"] for r in rows], 2) + " %",
+            spread([r["spearman"] for r in rows], 4),
+        ]
+        for (case, fit, head), rows in group(document["rows"], "case", "fit", "head").items()
+    ]
+    return table(["problem", "fit", "head", "relative error of the weights", "Spearman"], lines) + environment(document)
+
+
 def trust() -> str:
     """Rank correlation as a share of its noise ceiling, before and after calibration by six trainings."""
     document = results.read("trust")
     lines = []
     for (task, metric), rows in group(document["rows"], "task", "metric").items():
         ceiling = rows[0]["ceiling"]
-        share = lambda key: f"{median([r[key] for r in rows]) / ceiling:.2f}" if ceiling > 0.1 else "-"  # noqa: B023, E731
+        share = lambda key: spread([r[key] / ceiling for r in rows], 2)  # noqa: B023, E731
         lines.append(
             [
                 task,
                 metric,
                 f"{ceiling:.2f}",
-                share("tau"),
-                share("calibrated"),
-                spread([100 * r["calibrated_regret"] for r in rows], 0) + " %",
+                *(share(key) if ceiling > NO_TAU else "-" for key in ("tau", "calibrated", "process")),
+                *(
+                    f"{100 * median([r[key] for r in rows]):.1f} %"
+                    for key in ("regret", "calibrated_regret", "process_regret")
+                ),
                 f"{100 * median([r['coverage'] for r in rows]):.0f} %",
                 f"{median([r['width'] for r in rows]):.2f}",
                 sum(r["trusted"] for r in rows),
             ]
         )
     header = [
-        "task", "metric", "tau, seed to seed", "tau / that", "calibrated", "regret, calibrated", "coverage", "width",
-        "trusted, of 5",
+        "task", "metric", "tau, seed to seed", "surrogate", "calibrated", "GP alone",
+        "regret", "calibrated", "GP alone", "coverage", "width", "trusted, of 5",
     ]  # fmt: skip
     return table(header, lines) + environment(document)
+
+
+def trust_summary() -> str:
+    """How many tasks meet the targets for rank correlation and regret, by metric."""
+    document = results.read("trust")
+    lines = []
+    for metric, target in (("loss", 0.88), ("error", 0.82)):
+        kept = [
+            rows
+            for (_, name), rows in group(document["rows"], "task", "metric").items()
+            if name == metric and rows[0]["ceiling"] > NO_TAU
+        ]
+        for name, tau, regret in (
+            ("surrogate", "tau", "regret"),
+            ("calibrated", "calibrated", "calibrated_regret"),
+            ("GP alone", "process", "process_regret"),
+        ):
+            shares = [median([r[tau] for r in rows]) / rows[0]["ceiling"] for rows in kept]
+            regrets = [100 * median([r[regret] for r in rows]) for rows in kept]
+            lines.append(
+                [
+                    metric if name == "surrogate" else "",
+                    name,
+                    f"{median(shares):.2f}",
+                    f"{sum(share >= target for share in shares)} of {len(kept)} (target {target})",
+                    f"{median(regrets):.1f} %",
+                    f"{sum(regret <= 1 for regret in regrets)} of {len(kept)}",
+                ]
+            )
+    header = ["metric", "", "tau / ceiling, median task", "tasks that reach the target", "regret, median task", "1 %"]
+    return table(header, lines)
+
+
+def fronts() -> str:
+    """Hypervolume of what the hypernetwork makes against networks that were trained for real."""
+    lines = [
+        [task, *(spread([r[key] for r in rows], 3) for key in ("made", "trained", "trained_at_equal_cost"))]
+        for (task,), rows in group(results.read("trust")["fronts"], "task").items()
+    ]
+    header = ["task", "32 made by one hypernetwork", "32 trained for real", "3 trained for real (cost of `fit`)"]
+    return table(header, lines)
 
 
 def controls() -> str:
@@ -206,6 +267,17 @@ def controls() -> str:
     return table(["surrogate", "flagged", "tau", "regret"], lines)
 
 
+def rates() -> str:
+    """Validation loss of real training by learning rate."""
+    document = results.read("rates")
+    lines = [
+        [row["task"], *(f"{loss:.4g}" for loss in row["losses"].values()), row["best"], row["stated"]]
+        for row in document["rows"]
+    ]
+    columns = [float(rate) for rate in document["rows"][0]["losses"]]
+    return table(["task", *(f"at {rate:g}" for rate in columns), "best", "taken"], lines) + environment(document)
+
+
 def search() -> str:
     """Regret on test data after as many trainings, that of the hypernetwork included, and how many reach TPE's."""
     document = results.read("search")
@@ -213,17 +285,13 @@ def search() -> str:
     counts = (8, 16, 32)
     lines = []
     for (case,), rows in group(document["rows"], "case").items():
-        by_method = group(rows, "method")
-        for (method,), runs in by_method.items():
-            spent = cost if method == "surrogate" else 0
-            curves = [r["regret"] for r in runs]
-            at = [f"{100 * median([curve[n - spent - 1] for curve in curves]):.1f}" for n in counts]
-            last = median([curve[-1] for curve in curves])
-            target = median([r["regret"][-1] for r in by_method[("tpe",)]])
-            middle = [median(values) for values in zip(*curves, strict=True)]
-            reached = next((n + 1 + spent for n, value in enumerate(middle) if value <= target), None)
+        target = median([r["regret"][-1] for r in rows if r["method"] == "tpe"])
+        for (method,), runs in group(rows, "method").items():
+            middle = _middle(runs, before=cost if method == "surrogate" else 0)
+            reached = next((n for n, value in enumerate(middle, 1) if value <= target), None)
+            at = [f"{100 * middle[n - 1]:.1f}" if middle[n - 1] < math.inf else "-" for n in counts]
             lines.append(
-                [case if method == "random" else "", method, *at, f"{100 * last:.1f} ({len(curves[0]) + spent})",
+                [case if method == "random" else "", method, *at, f"{100 * middle[-1]:.1f} ({len(middle)})",
                  "-" if reached is None else reached]
             )  # fmt: skip
     header = ["task", "method", *(f"after {n}" for n in counts), "at the end (trainings)", f"reaches TPE's at {trials}"]
@@ -231,9 +299,16 @@ def search() -> str:
     return table(header, lines) + note + environment(document)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (summary, right, cheap, steady, defaults, instant, optuna_rate, trust, controls, search)
-}
+def _middle(runs: list[dict[str, Any]], *, before: int) -> list[float]:
+    """Median regret over seeds after each training; infinite before any setting was tried."""
+    length = min(len(r["regret"]) for r in runs)
+    curves = [[math.inf if value is None else value for value in r["regret"][:length]] for r in runs]
+    return [math.inf] * before + [median(values) for values in zip(*curves, strict=True)]
+
+
+_ALL = (summary, right, cheap, steady, defaults, instant, optuna_rate)
+_ALL += (exact, rates, trust, trust_summary, fronts, controls, search)
+TABLES: dict[str, Callable[[], str]] = {function.__name__: function for function in _ALL}
 
 
 def filled(text: str) -> str:

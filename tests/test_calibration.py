@@ -17,6 +17,7 @@ from optuna.distributions import FloatDistribution
 import hypertune_mip as ht
 from hypertune_mip.verification import statistics
 from hypertune_mip.verification.calibration import Calibration
+from hypertune_mip_optuna import SurrogateObjective
 from tests import small_problem as problem
 
 SPACE = ht.SearchSpace({"a": problem.SPACE["dropout"], "b": problem.SPACE["dropout"]})
@@ -173,6 +174,7 @@ def test_a_report_is_about_real_training(verified: tuple[ht.Surrogate, ht.TrustR
     assert chosen.reports == (report,)
 
 
+@pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")  # of one epoch
 @pytest.mark.parametrize("best", [0, 1, 3])
 def test_how_many_settings_are_the_best_is_asked_for(best: int) -> None:
     still = fresh_surrogate().truth(epochs=1)
@@ -226,9 +228,22 @@ def test_a_surrogate_that_is_wrong_says_so() -> None:
         budget=ht.Budget(epochs=20),
         **problem.validation(),
     )
+    assert untrained.doubts("error") == ()  # nothing is known yet
     with pytest.warns(ht.HypertuneWarning, match="not to be trusted for 'error'"):
         report = untrained.verify("error", settings=8, progress=False)
     assert not report.trusted()
+    assert untrained.doubts("error") == report.doubts()
+    assert untrained.doubts("size") == ()
+    searches: list[Callable[[], object]] = [
+        lambda: untrained.minimize("error", candidates=8, steps=0),
+        lambda: untrained.pareto_front(["size", "error"], candidates=8),
+        lambda: SurrogateObjective(untrained, ["size", "error"]),
+    ]
+    for search in searches:
+        with pytest.warns(ht.HypertuneWarning, match="not to be trusted for 'error'"):
+            search()
+    untrained.calibrate()
+    assert untrained.doubts("error") == ()  # what calibration has learned from is no verdict on it
 
 
 def test_verification_can_be_resumed(tmp_path: Path) -> None:

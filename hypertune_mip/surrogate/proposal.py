@@ -97,10 +97,7 @@ class Proposer:
             return (
                 f"Kendall's tau of its predictions with {int(good.sum())} results is {tau:.2f}, below {self.min_tau:g}."
             )
-        for report in reversed(self.surrogate.reports):
-            if report.metric == self.metric and report.doubts() and not maximize:
-                return " ".join(report.doubts())
-        return None
+        return None if maximize else " ".join(self.surrogate.doubts(self.metric)) or None
 
     def propose(
         self,

@@ -201,12 +201,16 @@ class Surrogate:
 
         Raises:
             SpaceError: If the metric is unknown, or there is not at least one candidate and start.
+
+        Warns:
+            HypertuneWarning: Of `doubts`.
         """
         if candidates < 1 or starts < 1 or steps < 0:
             raise SpaceError(
                 "`candidates` and `starts` must be at least 1 and `steps` at least 0, but got"
                 f" {candidates}, {starts}, {steps}."
             )
+        self.warn_of_doubts(metric, stacklevel=3)
         return search.minimize(self._measure, metric, candidates=candidates, starts=starts, steps=steps, seed=seed)
 
     def pareto_front(
@@ -216,9 +220,13 @@ class Surrogate:
 
         Raises:
             SpaceError: If a metric is unknown or none is given.
+
+        Warns:
+            HypertuneWarning: Of `doubts`.
         """
         if not metrics or isinstance(metrics, str):
             raise SpaceError(f"`metrics` must be a list of metric names, but got {metrics!r}.")
+        self.warn_of_doubts(*metrics, stacklevel=3)
         return search.pareto_front(self._measure, metrics, candidates=candidates, seed=seed)
 
     def responses(self, *, bases: int = 8) -> dict[str, dict[str, float]]:
@@ -337,14 +345,36 @@ class Surrogate:
             unused=unused_hyperparameters(self.hypernet, truth.loss, truth.train_loader),
         )
         self.reports = (*self.reports, report)
-        if report.doubts():
-            warnings.warn(
-                f"The surrogate is not to be trusted for {metric!r}: {' '.join(report.doubts())} Calibrate it, train"
-                " the hypernetwork longer, or rely on real training, as `SurrogateSampler` does.",
-                HypertuneWarning,
-                stacklevel=2,
-            )
+        self.warn_of_doubts(metric, stacklevel=3)
         return report
+
+    def doubts(self, metric: str) -> tuple[str, ...]:
+        """Why the surrogate as it is now is not to be trusted for a metric: sentences from the last report on it.
+
+        Reports that the surrogate is calibrated by say nothing about it as it is now; verify it anew.
+        """
+        known = 0 if self._calibration is None else self._calibration["reports"]
+        about = [report for report in self.reports[known:] if report.metric == metric]
+        return about[-1].doubts() if about else ()
+
+    def warn_of_doubts(self, *metrics: str, stacklevel: int = 2) -> None:
+        """Warn of the `doubts` about metrics, as all that searches the surrogate does.
+
+        Args:
+            *metrics: By name.
+            stacklevel: Whose line the warning names: 2 for the one that calls this.
+
+        Warns:
+            HypertuneWarning: If there are doubts.
+        """
+        for metric in metrics:
+            if doubts := self.doubts(metric):
+                warnings.warn(
+                    f"The surrogate is not to be trusted for {metric!r}: {' '.join(doubts)} Calibrate it, train the"
+                    " hypernetwork longer, or rely on real training, as `SurrogateSampler` does.",
+                    HypertuneWarning,
+                    stacklevel=stacklevel,
+                )
 
     def calibrate(
         self,

@@ -59,6 +59,9 @@ class SurrogateObjective:
             enqueued one, lies outside the space.
         DataError: If the surrogate has no validation data.
 
+    Warns:
+        HypertuneWarning: If the surrogate is not to be trusted for a metric, as its last trust report has it.
+
     Example:
         >>> import hypertune_mip as ht
         >>> import optuna
@@ -89,6 +92,7 @@ class SurrogateObjective:
         self._single = isinstance(metrics, str)
         self._checked: weakref.WeakSet[optuna.Study] = weakref.WeakSet()
         _check_names(surrogate.metrics, self.metrics, self.constraints)
+        surrogate.warn_of_doubts(*self.metrics, stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the studies that were checked: another process looks at its own."""
