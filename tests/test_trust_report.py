@@ -44,6 +44,7 @@ def test_figures_counted_by_hand() -> None:
     assert figures.regret == pytest.approx(0.1)  # predicted best is the second, 1.0 of 10.0 worse
     assert (figures.k, figures.recall) == (1, 0.0)
     assert figures.bias == pytest.approx(float(np.mean(PREDICTED - TRUE)))
+    assert figures.error == pytest.approx(float(np.median(np.abs(PREDICTED - TRUE))) / 10.0)
     assert math.isnan(figures.coverage)
     assert math.isnan(figures.tau_ceiling)
     assert figures.ignored == ("dropout",)
@@ -116,6 +117,9 @@ def test_doubts_and_thresholds() -> None:
     assert report().trusted()
     assert "Kendall's tau over clearly different settings is 0.73, below 0.8." in report().doubts(min_tau=0.8)
     assert "The regret is 10.0% of the truth's range, above 5%." in report().doubts(max_regret=0.05)
+    assert report(predicted={"error": TRUE + 9.9}).trusted()
+    far = report(predicted={"error": TRUE + 15.0}).doubts()  # in the right order, which may be luck
+    assert far == ("The values are off by 150% of the truth's range or size, above 100%.",)
     assert "it has collapsed" in report(responses={"decay": 0.0, "dropout": 0.0}).doubts()[0]
 
 

@@ -25,6 +25,7 @@ _KIND = "trust report"
 _TABLES = ("predicted", "true", "low", "high")
 MIN_TAU = 0.5
 MAX_REGRET = 0.1
+MAX_ERROR = 1.0
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,11 @@ class TrustReport:
         return float(np.nanmean(predicted - true)) if np.isfinite(true).any() else math.nan
 
     @cached_property
+    def error(self) -> float:
+        """Median of the distance between prediction and truth, as a share of the truth's range or size."""
+        return statistics.median_error(*self._pair)
+
+    @cached_property
     def coverage(self) -> float:
         """Share of real trainings inside the surrogate's 90 % intervals; NaN where it gives none."""
         if self.metric not in self.low:
@@ -171,13 +177,16 @@ class TrustReport:
         """Hyperparameters without effect: the surrogate's metric does not respond, or the training loss does not."""
         return tuple(n for n, response in self.responses.items() if response < NEGLIGIBLE or n in self.unused)
 
-    def doubts(self, *, min_tau: float = MIN_TAU, max_regret: float = MAX_REGRET) -> tuple[str, ...]:
+    def doubts(
+        self, *, min_tau: float = MIN_TAU, max_regret: float = MAX_REGRET, max_error: float = MAX_ERROR
+    ) -> tuple[str, ...]:
         """Reasons not to trust the surrogate, as sentences; empty if there are none.
 
         Args:
             min_tau: Least `sparse_tau`; the plain tau suffers from the settings around the minimum, which are about
                 equally good.
             max_regret: Largest regret.
+            max_error: Largest `error`. Beyond it not even a right order is to be relied on: it is luck.
         """
         doubts = []
         if not self.sparse_tau.value >= min_tau:
@@ -186,13 +195,19 @@ class TrustReport:
             )
         if not self.regret <= max_regret:
             doubts.append(f"The regret is {self.regret:.1%} of the truth's range, above {max_regret:.0%}.")
+        if self.error > max_error:
+            doubts.append(
+                f"The values are off by {self.error:.0%} of the truth's range or size, above {max_error:.0%}."
+            )
         if len(self.ignored) == len(self.responses):
             doubts.append("No hyperparameter moves the surrogate: it has collapsed.")
         return tuple(doubts)
 
-    def trusted(self, *, min_tau: float = MIN_TAU, max_regret: float = MAX_REGRET) -> bool:
+    def trusted(
+        self, *, min_tau: float = MIN_TAU, max_regret: float = MAX_REGRET, max_error: float = MAX_ERROR
+    ) -> bool:
         """Whether there are no `doubts` at these thresholds."""
-        return not self.doubts(min_tau=min_tau, max_regret=max_regret)
+        return not self.doubts(min_tau=min_tau, max_regret=max_regret, max_error=max_error)
 
     def __str__(self) -> str:
         """The report as a table."""
@@ -210,6 +225,7 @@ class TrustReport:
             f"{'regret':22}{self.regret:>8.1%}   of the truth's range",
             f"{'recall of the top':22}{self.recall:>8.0%}   {self.k} of {len(self.configs)}",
             f"{'bias':22}{self.bias:>8.3g}   below zero: optimistic",
+            f"{'error':22}{self.error:>8.1%}   of the truth's range or size, median",
             f"{'coverage':22}{_or_dash(self.coverage, '.0%'):>8}   of 90 % intervals",
             "",
             f"{'moves the metric':22}{'alone':>8}{'rank correlation: surrogate':>30}{'truth':>8}",

@@ -115,6 +115,19 @@ def regret(predicted: Float[np.ndarray, "S"], true: Float[np.ndarray, "S"]) -> f
     return float(true[np.argmin(finite(predicted))] - true.min()) / span if span > 0 else 0.0
 
 
+def median_error(predicted: Float[np.ndarray, "S"], true: Float[np.ndarray, "S"]) -> float:
+    """Median of the distance between predicted and true values, as a share of the truth's range.
+
+    Or of its median size, where that is larger: between settings that are all about equally good the range is noise.
+    """
+    distance = np.abs(predicted - true)
+    known = np.isfinite(distance)
+    if not known.any():
+        return 0.0
+    scale = max(float(np.ptp(finite(true))), float(np.median(np.abs(true[known]))))
+    return float(np.median(distance[known])) / scale if scale > 0 else 0.0
+
+
 def recall(predicted: Float[np.ndarray, "S"], true: Float[np.ndarray, "S"], *, k: int) -> float:
     """Share of the truly best `k` settings that are among the predicted best `k`."""
     best = [set(np.argsort(finite(values), kind="stable")[:k].tolist()) for values in (predicted, true)]
