@@ -18,13 +18,7 @@ def observed(weights: SettingWeights, *, noise: float = 0.0, progress: float = 1
     for _ in range(STEPS):
         x = torch.rand(10, 1, generator=generator, dtype=torch.float64)
         error = noise * torch.randn(10, generator=generator, dtype=torch.float64)
-        weights.total(torch.exp(1 + 2 * x[:, 0] + error), x, progress=progress)
-
-
-def weights_at(weights: SettingWeights, losses: torch.Tensor, encoded: torch.Tensor, progress: float) -> torch.Tensor:
-    losses = losses.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(weights.total(losses, encoded, progress=progress), losses)
-    return gradient
+        weights(torch.exp(1 + 2 * x[:, 0] + error), x, progress=progress)
 
 
 def test_at_the_end_every_setting_weighs_one_over_its_loss() -> None:
@@ -32,7 +26,7 @@ def test_at_the_end_every_setting_weighs_one_over_its_loss() -> None:
     observed(weights)
     x = torch.tensor([[0.0], [0.5], [1.0]], dtype=torch.float64)
     losses = torch.exp(1 + 2 * x[:, 0])
-    got = weights_at(weights, losses, x, progress=1.0) * losses
+    got = weights(losses, x, progress=1.0) * losses
     torch.testing.assert_close(got, torch.full_like(got, 1 / 3), rtol=0.05, atol=0)
 
 
@@ -41,8 +35,8 @@ def test_weights_do_not_depend_on_the_losses_of_the_step_itself() -> None:
     observed(first, noise=0.3)
     observed(second, noise=0.3)
     x = torch.tensor([[0.2], [0.8]], dtype=torch.float64)
-    usual = weights_at(first, torch.tensor([2.0, 9.0], dtype=torch.float64), x, progress=1.0)
-    lucky = weights_at(second, torch.tensor([4.0, 5.0], dtype=torch.float64), x, progress=1.0)
+    usual = first(torch.tensor([2.0, 9.0], dtype=torch.float64), x, progress=1.0)
+    lucky = second(torch.tensor([4.0, 5.0], dtype=torch.float64), x, progress=1.0)
     torch.testing.assert_close(usual, lucky)
 
 
@@ -52,7 +46,7 @@ def test_small_losses_lead_at_first_and_no_longer_after_the_lead(progress: float
     observed(weights)
     x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     losses = torch.exp(1 + 2 * x[:, 0])
-    share = weights_at(weights, losses, x, progress=progress) * losses
+    share = weights(losses, x, progress=progress) * losses
     assert share.sum().item() == pytest.approx(1.0, rel=0.1)
     assert (share[0] / share[1]).item() == pytest.approx(math.exp(2.0 * power), rel=0.2)
 
@@ -60,15 +54,15 @@ def test_small_losses_lead_at_first_and_no_longer_after_the_lead(progress: float
 def test_after_a_negative_loss_all_settings_share_one_scale() -> None:
     weights = SettingWeights(1)
     x = torch.tensor([[0.0], [1.0]])
-    weights.total(torch.tensor([-1.0, 3.0]), x, progress=0.0)
-    got = weights_at(weights, torch.tensor([1.0, 3.0]), x, progress=0.0)
+    weights(torch.tensor([-1.0, 3.0]), x, progress=0.0)
+    got = weights(torch.tensor([1.0, 3.0]), x, progress=0.0)
     assert got[0] == got[1]
     assert got.sum().item() == pytest.approx(1 / 2, rel=0.05)  # the running mean of |loss| is 2
 
 
-def test_without_normalisation_the_total_is_the_mean() -> None:
-    losses = torch.tensor([1.0, 5.0])
-    assert SettingWeights(1, normalize=False).total(losses, torch.zeros(2, 1), progress=0.0) == losses.mean()
+def test_without_normalisation_all_count_the_same() -> None:
+    got = SettingWeights(1, normalize=False)(torch.tensor([1.0, 5.0]), torch.zeros(2, 1), progress=0.0)
+    assert got.tolist() == [0.5, 0.5]
 
 
 def test_a_restored_state_goes_on_as_the_original() -> None:
@@ -77,11 +71,11 @@ def test_a_restored_state_goes_on_as_the_original() -> None:
     restored.restore(original.state())
     x, losses = torch.tensor([[0.1], [0.9]], dtype=torch.float64), torch.tensor([3.0, 8.0], dtype=torch.float64)
     for _ in range(7):  # past the next solution of the regression
-        left = weights_at(original, losses, x, progress=0.1)
-        assert torch.equal(left, weights_at(restored, losses, x, progress=0.1))
+        left = original(losses, x, progress=0.1)
+        assert torch.equal(left, restored(losses, x, progress=0.1))
 
 
 @pytest.mark.parametrize("losses", [(0.0, 0.0), (0.0, 1.0)])
 def test_a_loss_of_zero_has_a_finite_weight(losses: tuple[float, float]) -> None:
-    got = weights_at(SettingWeights(1), torch.tensor(losses), torch.zeros(2, 1), progress=0.0)
+    got = SettingWeights(1)(torch.tensor(losses), torch.zeros(2, 1), progress=0.0)
     assert torch.isfinite(got).all()

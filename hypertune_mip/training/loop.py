@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -53,8 +54,18 @@ def train(
     *,
     evaluator: Evaluator | None = None,
     strategy: Strategy | None = None,
+    resume_from: str | Path | None = None,
 ) -> Trained:
     """Train `hypernet` in place, on the device that it is on.
+
+    Args:
+        hypernet: What is trained; on every worker the same.
+        loss: Written for one setting.
+        loader: Batches; of this worker, where there are several.
+        options: See `fit`.
+        evaluator: For validation, on the first worker.
+        strategy: Where training runs; None is this process, with checkpoints as the options say.
+        resume_from: Folder with the checkpoint to go on from; None takes what the options say.
 
     The global random state of PyTorch is left as it was. Each epoch's randomness is a function of (seed, epoch), which
     is why a resumed run goes on bit for bit on a CPU; a loader's own generator is seeded along.
@@ -65,7 +76,11 @@ def train(
         TrainingError: If a loss is not finite; `hypernet` then has the weights of the start of that epoch.
         StorageError: If a checkpoint cannot be written, or the one to resume from does not fit.
     """
-    run = _Run(hypernet, loss, loader, options, evaluator, strategy or SingleProcess())
+    run = _Run(hypernet, loss, loader, options, evaluator, strategy or SingleProcess(options.checkpoint))
+    if resume_from is None and options.resume:
+        resume_from = options.checkpoint
+    if resume_from is not None:
+        run.resume(resume_from)
     hypernet.train()
     try:
         with forked_random_state(hypernet.device):
@@ -111,8 +126,6 @@ class _Run:
         self.weights = SettingWeights(hypernet.encoded_size, normalize=options.normalize)
         self.largest_batch = 0
         self.history: list[Record] = []
-        if options.resume:
-            self._resume()
 
     @property
     def steps(self) -> int:
@@ -125,17 +138,17 @@ class _Run:
         ) as bar:
             for epoch in range(len(self.history) + 1, options.epochs + 1):
                 self._seed(epoch)
+                self.strategy.start_epoch(epoch)
                 record = self._epoch(epoch, bar)
                 if epoch == 1 and leads:
                     self._warn_unread()
-                if self.evaluator is not None and self._due(epoch, options.validate_every):
+                if self.evaluator is not None and leads and self._due(epoch, options.validate_every):
                     record |= _validation(self.evaluator, options)
                 self.history.append(record)
                 if leads:
                     for callback in options.callbacks:
                         callback(record)
-                    if options.checkpoint is not None and self._due(epoch, options.checkpoint_every):
-                        self._save()
+                self.strategy.end_epoch(record, self.save if self._due(epoch, options.checkpoint_every) else None)
         return self.history
 
     def _epoch(self, epoch: int, bar: Any) -> Record:
@@ -146,13 +159,17 @@ class _Run:
         unchecked: list[tuple[Tensor, Tensor]] = []
         for batch in self.loader:
             units, losses = self._losses(to_device(batch, device))
-            unchecked.append((units, losses.detach()))
+            everywhere = self.strategy.gather(
+                torch.cat([units.to(device), losses.detach().to(units.dtype).unsqueeze(1)], 1)
+            )
+            seen = everywhere[:, :-1], everywhere[:, -1]
+            unchecked.append(seen)
             batches += 1
             if batches % check_every == 0:
                 self._check_finite(unchecked, good, epoch)
                 bar.set_postfix(epoch=epoch, loss=f"{float(losses.detach().mean()):.4g}", refresh=False)
-            self._update(units, losses, progress=self._progress(epoch, batches - 1))
-            total += losses.detach().mean()
+            self._update(losses, *seen, progress=self._progress(epoch, batches - 1))
+            total += seen[1].mean()
             bar.update()
         self._check_finite(unchecked, good, epoch)
         if batches == 0:
@@ -163,7 +180,7 @@ class _Run:
         return {
             "epoch": epoch,
             "step": self.steps + batches,
-            "loss": float(self.strategy.mean(total / batches)),
+            "loss": float(total / batches),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - start,
         }
@@ -181,9 +198,12 @@ class _Run:
             losses = self.prepared(units, batch)
         return units, losses if losses.dtype == torch.float64 else losses.float()
 
-    def _update(self, units: Tensor, losses: Tensor, *, progress: float) -> None:
+    def _update(self, losses: Tensor, units: Tensor, everywhere: Tensor, *, progress: float) -> None:
+        """One optimiser step: own losses, weighted among the units and losses of all workers."""
         self.optimizer.zero_grad(set_to_none=True)
-        total = self.weights.total(losses, self.hypernet.encoded(units), progress=progress)
+        weights = self.weights(everywhere, self.hypernet.encoded(units), progress=progress).to(losses.dtype)
+        own = weights.chunk(self.strategy.world_size)[self.strategy.rank]
+        total = (losses * own).sum() * self.strategy.world_size  # gradients are the mean over workers
         self.scaler.scale(total).backward()
         if self.options.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -208,7 +228,7 @@ class _Run:
             if bool(bad.any()):
                 index = int(bad.nonzero()[0])
                 self.hypernet.load_state_dict(good)
-                config = self.hypernet.space.from_unit(units[index : index + 1])[0]
+                config = self.hypernet.space.from_unit(units[index : index + 1].cpu())[0]
                 raise TrainingError(
                     f"The loss is {float(losses[index])} in epoch {epoch} at the setting {config}. The hypernetwork"
                     f" has the weights from before epoch {epoch} again. Look for a logarithm or division in the loss"
@@ -245,8 +265,8 @@ class _Run:
             "settings_per_step": self.options.settings_per_step,
         }
 
-    def _save(self) -> None:
-        assert self.options.checkpoint is not None
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint."""
         progress = {
             "fingerprint": self._fingerprint(),
             "position": self.stream.position,
@@ -256,12 +276,12 @@ class _Run:
             "reads": sorted(self.step.reads),
             "history": self.history,
         }
-        save_checkpoint(self.options.checkpoint, self.hypernet, self.optimizer, self.schedule, progress)
+        save_checkpoint(folder, self.hypernet, self.optimizer, self.schedule, progress)
 
-    def _resume(self) -> None:
-        assert self.options.checkpoint is not None
+    def resume(self, folder: str | Path) -> None:
+        """Go on from a checkpoint."""
         progress = load_checkpoint(
-            self.options.checkpoint, self.hypernet, self.optimizer, self.schedule, fingerprint=self._fingerprint()
+            folder, self.hypernet, self.optimizer, self.schedule, fingerprint=self._fingerprint()
         )
         self.stream.move_to(progress["position"])
         self.largest_batch = progress["largest_batch"]

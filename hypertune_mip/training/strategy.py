@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -16,20 +19,47 @@ class Strategy(Protocol):
     def prepare(self, step: nn.Module) -> nn.Module:
         """The training step, wrapped so that its gradients are the mean over workers."""
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over workers."""
+    def gather(self, values: Float[Tensor, "N ..."]) -> Float[Tensor, "WN ..."]:
+        """The values of all workers, in the order of their ranks; no gradient flows through them."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called on every worker before each epoch, counted from 1."""
+
+    def end_epoch(self, record: dict[str, Any], save: Callable[[str | Path], None] | None) -> None:
+        """Called on every worker after each epoch, with its record.
+
+        Args:
+            record: Of the epoch.
+            save: Writes a checkpoint to a folder; None where none is due.
+        """
 
 
 class SingleProcess:
-    """One process, one device."""
+    """One process, one device.
+
+    Args:
+        folder: Where checkpoints go, if anywhere; the one before is replaced.
+    """
 
     rank = 0
     world_size = 1
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """See the class."""
+        self._folder = folder
 
     def prepare(self, step: nn.Module) -> nn.Module:
         """The step as it is."""
         return step
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The value as it is."""
-        return value
+    def gather(self, values: Float[Tensor, "N ..."]) -> Float[Tensor, "WN ..."]:
+        """The values as they are."""
+        return values
+
+    def start_epoch(self, epoch: int) -> None:
+        """Nothing to do."""
+
+    def end_epoch(self, record: dict[str, Any], save: Callable[[str | Path], None] | None) -> None:
+        """Save if it is due."""
+        if save is not None and self._folder is not None:
+            save(self._folder)

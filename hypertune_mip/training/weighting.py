@@ -62,19 +62,20 @@ class SettingWeights:
             "signed": torch.tensor(False),
         }
 
-    def total(self, losses: Float[Tensor, "S"], encoded: Float[Tensor, "S E"], *, progress: float) -> Tensor:
-        """What to minimise in this step, 0-d: the weighted mean of losses.
+    @torch.no_grad()
+    def __call__(
+        self, losses: Float[Tensor, "S"], encoded: Float[Tensor, "S E"], *, progress: float
+    ) -> Float[Tensor, "S"]:
+        """The weights, float64: what to minimise in this step is the sum of weights x losses.
 
         Args:
-            losses: With their graph.
+            losses: Of all settings of the step.
             encoded: The settings as the trunk sees them; columns of about unit size serve best.
             progress: Share of training that is over, in [0, 1].
         """
         if not self.normalize:
-            return losses.mean()
-        with torch.no_grad():
-            weights = self._weights(losses.detach().double(), encoded.double(), progress).to(losses.dtype)
-        return (losses * weights).sum()
+            return torch.full_like(losses, 1 / len(losses), dtype=torch.float64)
+        return self._weights(losses.double(), encoded.double(), progress)
 
     def _weights(self, losses: Tensor, encoded: Tensor, progress: float) -> Tensor:
         """Weights (S,) such that weights x (predicted) losses sum to 1; nothing here waits for the device."""
