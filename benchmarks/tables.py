@@ -289,7 +289,8 @@ def search() -> str:
         for (method,), runs in group(rows, "method").items():
             middle = _middle(runs, before=cost if method == "surrogate" else 0)
             reached = next((n for n, value in enumerate(middle, 1) if value <= target), None)
-            at = [f"{100 * middle[n - 1]:.1f}" if middle[n - 1] < math.inf else "-" for n in counts]
+            reached_by = [middle[min(n, len(middle)) - 1] for n in counts]  # ASHA may end earlier
+            at = [f"{100 * value:.1f}" if value < math.inf else "-" for value in reached_by]
             lines.append(
                 [case if method == "random" else "", method, *at, f"{100 * middle[-1]:.1f} ({len(middle)})",
                  "-" if reached is None else reached]
