@@ -525,7 +525,7 @@ def test_binding_what_is_not_there() -> None:
         ({"epochs": True}, r"`epochs`.* but got True"),
         ({"settings_per_step": 0}, r"`settings_per_step`.* but got 0"),
         ({"settings_per_step": "many"}, r"`settings_per_step`.* but got 'many'"),
-        ({"batching": "whole"}, r"`batching` must be one of \('split', 'full'\), but got 'whole'"),
+        ({"batching": "whole"}, r"`batching` must be one of \('auto', 'split', 'full'\), but got 'whole'"),
         ({"precision": "int8"}, r"`precision` must be one of .* but got 'int8'"),
         ({"endpoints": 1.0}, r"`endpoints` must lie in \[0, 1\), but got 1\.0"),
         ({"endpoints": -0.1}, r"`endpoints` must lie in \[0, 1\), but got -0\.1"),

@@ -425,7 +425,7 @@ def test_a_folder_that_is_a_file(surrogate: ht.Surrogate, tmp_path: Path) -> Non
     [
         ({"seed": 1}, r"belongs to another run: seed was 0, is 1"),
         ({"epochs": 5}, r"epochs was 3, is 5"),
-        ({"batching": "full"}, r"batching was 'split', is 'full'"),
+        ({"batching": "full"}, r"batching was 'auto', is 'full'"),
         ({"settings_per_step": 4}, r"settings_per_step was 'auto', is 4"),
     ],
 )

@@ -18,7 +18,7 @@ from torch.utils.data import RandomSampler
 
 import hypertune_mip as ht
 from hypertune_mip.training.settings import SettingsStream
-from hypertune_mip.training.step import automatic_settings, split_batch
+from hypertune_mip.training.step import automatic_settings, plan, split_batch
 
 EPOCHS = 4
 
@@ -71,6 +71,15 @@ def test_split_cuts_in_order_and_leaves_the_rest_out() -> None:
     got = split_batch({"x": x, "y": torch.arange(7)}, 3)
     assert got["y"].tolist() == [[0, 1], [2, 3], [4, 5]]
     assert torch.equal(got["x"], x[:6].reshape(3, 2, 2))
+
+
+def test_small_networks_have_whole_batches_unless_a_number_of_settings_is_asked_for() -> None:
+    small, large = 10_000, 10_000_000
+    assert plan(100, small, settings="auto", batching="auto") == (3, False)
+    assert plan(100, large, settings="auto", batching="auto") == (10, True)
+    assert plan(100, small, settings=5, batching="auto") == (5, True)
+    assert plan(100, large, settings="auto", batching="full") == (3, False)
+    assert plan(100, small, settings="auto", batching="split") == (10, True)
 
 
 @pytest.mark.parametrize(("size", "settings"), [(1, 1), (3, 1), (7, 2), (16, 4), (100, 10), (128, 8), (1000, 10)])

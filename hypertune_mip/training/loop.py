@@ -21,7 +21,7 @@ from hypertune_mip.training.options import Loss, Options, total_steps
 from hypertune_mip.training.pace import Pace
 from hypertune_mip.training.randomness import forked_random_state, set_seed
 from hypertune_mip.training.settings import SettingsStream
-from hypertune_mip.training.step import TrainingStep, automatic_settings
+from hypertune_mip.training.step import TrainingStep, plan
 from hypertune_mip.training.strategy import SingleProcess, Strategy
 from hypertune_mip.training.weighting import SettingWeights
 
@@ -106,8 +106,9 @@ class _Run:
         self.options = options
         self.evaluator = evaluator
         self.strategy = strategy
-        self.step = TrainingStep(hypernet, loss, options.batching)
+        self.step = TrainingStep(hypernet, loss)
         self.prepared = strategy.prepare(self.step)
+        self.size = sum(parameter.numel() for parameter in hypernet.network.parameters())
         self.stream = SettingsStream(
             hypernet.space,
             seed=options.seed,
@@ -189,13 +190,15 @@ class _Run:
         """The settings of this step, and the loss at each."""
         size = batch_size(batch)
         self.largest_batch = max(self.largest_batch, size)
-        asked = self.options.settings_per_step
-        count = automatic_settings(self.largest_batch) if asked == "auto" else asked
-        if self.options.batching == "split" and size < self.largest_batch:
+        options = self.options
+        count, split = plan(
+            self.largest_batch, self.size, settings=options.settings_per_step, batching=options.batching
+        )
+        if split and size < self.largest_batch:
             count = min(count, size)  # an epoch's last batch may be smaller
         units = self.stream.draw(count)
         with _autocast(self.hypernet.device, self.options.precision):
-            losses = self.prepared(units, batch)
+            losses = self.prepared(units, batch, split)
         return units, losses if losses.dtype == torch.float64 else losses.float()
 
     def _update(self, losses: Tensor, units: Tensor, everywhere: Tensor, *, progress: float) -> None:

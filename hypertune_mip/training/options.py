@@ -40,7 +40,7 @@ class Options:
 
     epochs: int = 40
     settings_per_step: int | Literal["auto"] = "auto"
-    batching: Literal["split", "full"] = "split"
+    batching: Literal["auto", "split", "full"] = "auto"
     endpoints: float = 0.0
     normalize: bool = True
     optimizer: OptimizerFactory = adam
@@ -65,7 +65,7 @@ class Options:
             at_least(1, settings_per_step=self.settings_per_step)
         if self.validate_every is not None:
             at_least(1, validate_every=self.validate_every)
-        _one_of(("split", "full"), batching=self.batching)
+        _one_of(("auto", "split", "full"), batching=self.batching)
         _one_of(("float32", "bfloat16", "float16"), precision=self.precision)
         if not 0.0 <= self.endpoints < 1.0:
             raise OptionError(f"`endpoints` must lie in [0, 1), but got {self.endpoints!r}.")

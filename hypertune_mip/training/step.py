@@ -14,6 +14,9 @@ from hypertune_mip.evaluation import batch_size
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.options import Loss
 
+_FEW = 3  # settings that have a whole batch each
+_OVERHEAD = 2**24  # multiplications, about: a forward pass with fewer takes no time beside the overhead of a step
+
 
 class TrainingStep(nn.Module):
     """The losses of a step, as one module, so that wrapping it for several devices covers all there is to synchronise.
@@ -21,20 +24,17 @@ class TrainingStep(nn.Module):
     Args:
         hypernet: What is trained.
         loss: Written for one setting.
-        batching: "split" gives each setting its own part of the batch, "full" gives each the whole batch.
     """
 
-    def __init__(self, hypernet: HyperNetwork, loss: Loss, batching: Literal["split", "full"]) -> None:
+    def __init__(self, hypernet: HyperNetwork, loss: Loss) -> None:
         """See the class."""
         super().__init__()
         self.hypernet = hypernet
         self.loss = loss
-        self.batching = batching
         self.reads: set[str] = set()
 
-    def forward(self, units: Float[Tensor, "S d"], batch: Any) -> Float[Tensor, "S"]:
-        """The loss at each setting."""
-        split = self.batching == "split"
+    def forward(self, units: Float[Tensor, "S d"], batch: Any, split: bool) -> Float[Tensor, "S"]:
+        """The loss at each setting, on its own part of the batch if `split`, else on the whole of it."""
         data = split_batch(batch, len(units)) if split else batch
         losses: Tensor = self.hypernet(self._scalar, units, data, split=split, reads=self.reads)
         return losses
@@ -66,8 +66,32 @@ def split_batch(batch: Any, settings: int) -> Any:
     return tree_map(lambda t: t[: part * settings].reshape(settings, part, *t.shape[1:]), batch)
 
 
+def plan(
+    size: int,
+    parameters: int,
+    *,
+    settings: int | Literal["auto"],
+    batching: Literal["auto", "split", "full"],
+) -> tuple[int, bool]:
+    """How many settings share a step, and whether they split the batch.
+
+    Args:
+        size: Of the batch.
+        parameters: Of the primary network.
+        settings: As in `fit`.
+        batching: As in `fit`.
+    """
+    if batching == "auto":  # who asks for a number of settings wants them to share a batch
+        split = settings != "auto" or _FEW * size * parameters > _OVERHEAD
+    else:
+        split = batching == "split"
+    if settings == "auto":
+        settings = automatic_settings(size) if split else _FEW
+    return settings, split
+
+
 def automatic_settings(size: int) -> int:
-    """Settings a step for batches of `size`: near the square root, at most 16, a divisor of it where there is one."""
+    """Settings that split a batch of `size`: near the square root, at most 16, a divisor of it where there is one."""
     root = max(1, min(16, math.isqrt(size)))
     divisors = [k for k in range(root, (root + 1) // 2, -1) if size % k == 0]
     return divisors[0] if divisors else root
