@@ -3,6 +3,9 @@
 Compute is counted in trainings, and training the hypernetwork counts as COST of them. All methods train with the same
 seeds. What a method has found after n trainings is the setting with the best validation loss; its regret is how
 much worse its test loss is than the best one that any method has seen, as a share of the range over random settings.
+
+Results are kept after every case and seed, and what is kept is not measured again: delete the JSON file, or the rows
+of a method whose code has changed.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ import math
 import os
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import optuna
 import torch
 from optuna.pruners import SuccessiveHalvingPruner
@@ -25,14 +28,16 @@ from optuna.trial import TrialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import hypertune_mip as ht
 from benchmarks import results, tasks, trust_tasks
+from benchmarks.regret import Run
 from benchmarks.trust import COST
 from hypertune_mip_optuna import SurrogateSampler
 from hypertune_mip_optuna.agreement import suggest_config
 
+METHODS = ["random", "tpe", "gp", "surrogate", "asha"]
 TRIALS = 64
 OWN_TRIALS = 32
+SEEDS = 5
 CASES: dict[str, dict[str, Any]] = {
     "b3_group_norm": {},  # the longest first
     "b5_two_tasks": {},
@@ -47,68 +52,73 @@ _RUNGS = 3  # ASHA: a ninth, a third and all of the epochs
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    jobs = [(case, seed, smoke) for case in (list(CASES)[-1:] if smoke else CASES) for seed in range(1 if smoke else 5)]
+    stated = {"cost_of_fit": COST, "trials": TRIALS, "own_trials": OWN_TRIALS, "methods": METHODS}
+    rows = _kept(stated, smoke)
+    done = {(row["case"], row["seed"], row["method"]) for row in rows}
+    jobs = [
+        (case, seed, missing, smoke)
+        for case in (list(CASES)[-1:] if smoke else CASES)
+        for seed in range(1 if smoke else SEEDS)
+        if (missing := [method for method in METHODS if (case, seed, method) not in done])
+    ]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        rows = [row for part in tqdm(pool.map(_rows, jobs), total=len(jobs), desc="search") for row in part]
-    return results.write("search", {"rows": rows, "cost_of_fit": COST, "trials": TRIALS}, smoke=smoke)
+        for part in tqdm(as_completed([pool.submit(_rows, *job) for job in jobs]), total=len(jobs), desc="search"):
+            rows += part.result()
+            rows.sort(key=lambda row: (list(CASES).index(row["case"]), METHODS.index(row["method"]), row["seed"]))
+            results.write("search", {**stated, "rows": rows}, smoke=smoke)
+    return results.read("search", smoke=smoke)
 
 
-def _rows(job: tuple[str, int, bool]) -> list[dict[str, Any]]:
-    """What each method has found after each training, in one case with one seed."""
-    case, seed, smoke = job
+def _kept(stated: dict[str, Any], smoke: bool) -> list[dict[str, Any]]:
+    """Rows of an earlier run, if it was one of the same size."""
+    if smoke or not results.path("search", smoke=smoke).exists():
+        return []
+    document = results.read("search")
+    same = all(document.get(name) == value for name, value in stated.items())
+    return list(document["rows"]) if same else []
+
+
+def _rows(case: str, seed: int, methods: Sequence[str], smoke: bool) -> list[dict[str, Any]]:
+    """What some methods have found in one case with one seed: spent trainings, validation and test loss of each run."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore")
     task: tasks.Task = getattr(trust_tasks, case)()
     task = tasks.shortened(task) if smoke else task
-    start = time.perf_counter()
-    surrogate = tasks.fitted(task, seed, **CASES[case])
-    seconds = {"fit": time.perf_counter() - start}
-    found, proposing = _trial_by_trial(task, surrogate, seed, trials=4 if smoke else TRIALS)
-    start = time.perf_counter()
-    found["asha"] = _asha(task, seed, trainings=2 if smoke else OWN_TRIALS + COST)
-    seconds |= {"asha": time.perf_counter() - start, **proposing}
-    tests = [test for runs in found.values() for run in runs for test in [run.test]]
-    best, worst = float(np.nanmin(tests)), float(np.nanmax([run.test for run in found["random"]]))
-    count = {name: math.floor(runs[-1].spent + 1e-9) for name, runs in found.items()}
+    found, seconds = _trial_by_trial(task, case, seed, methods, trials=4 if smoke else TRIALS)
+    if "asha" in methods:
+        start = time.perf_counter()
+        found["asha"] = _asha(task, seed, trainings=2 if smoke else OWN_TRIALS + COST)
+        seconds["asha"] = time.perf_counter() - start
     return [
-        {
-            "case": case,
-            "seed": seed,
-            "method": name,
-            "regret": [_regret(runs, n + 1, best, worst - best) for n in range(count[name])],
-            "seconds": seconds.get(name),
-        }
+        {"case": case, "seed": seed, "method": name, "seconds": seconds[name], "runs": runs}
         for name, runs in found.items()
     ]
 
 
-class _Run(NamedTuple):
-    """One finished real training, and the trainings that the method has spent up to then."""
-
-    spent: float
-    validation: float
-    test: float
+def _sampler(method: str, task: tasks.Task, case: str, seed: int) -> BaseSampler:
+    if method == "surrogate":
+        surrogate = tasks.fitted(task, seed, **CASES[case])
+        return SurrogateSampler(surrogate, "loss", inner=TPESampler(seed=seed), seed=seed)
+    return {"random": RandomSampler, "tpe": TPESampler, "gp": GPSampler}[method](seed=seed)
 
 
 def _trial_by_trial(
-    task: tasks.Task, surrogate: ht.Surrogate, seed: int, *, trials: int
-) -> tuple[dict[str, list[_Run]], dict[str, float]]:
+    task: tasks.Task, case: str, seed: int, methods: Sequence[str], *, trials: int
+) -> tuple[dict[str, list[Run]], dict[str, float]]:
     """Runs by method, each trial of all methods trained together; and the seconds that each took to propose."""
-    samplers: dict[str, BaseSampler] = {
-        "random": RandomSampler(seed=seed),
-        "tpe": TPESampler(seed=seed),
-        "gp": GPSampler(seed=seed),
-        "surrogate": SurrogateSampler(surrogate, "loss", inner=TPESampler(seed=seed), seed=seed),
+    studies = {
+        name: optuna.create_study(sampler=_sampler(name, task, case, seed)) for name in methods if name != "asha"
     }
-    studies = {name: optuna.create_study(sampler=sampler) for name, sampler in samplers.items()}
     assert task.test is not None
     x, y = (torch.cat(pair) for pair in zip(task.validation, task.test, strict=True))
     truth = tasks.truth(replace(task, metric=_with_test(task), validation=(x, y)))
-    found: dict[str, list[_Run]] = {name: [] for name in studies}
+    found: dict[str, list[Run]] = {name: [] for name in studies}
     seconds = dict.fromkeys(studies, 0.0)
     for number in range(trials):
         active = [name for name in studies if name != "surrogate" or number < OWN_TRIALS]
+        if not active:
+            break
         asked = {}
         for name in active:
             start = time.perf_counter()
@@ -118,11 +128,11 @@ def _trial_by_trial(
         measured = truth.train([config for _, config in asked.values()], seeds=[seed], progress=False)
         for name, loss, test in zip(active, measured["loss"][:, 0], measured["test_loss"][:, 0], strict=True):
             studies[name].tell(asked[name][0], None if math.isnan(loss) else loss, state=_state(loss))
-            found[name].append(_Run(number + 1, float(loss), float(test)))
+            found[name].append(Run(number + 1, float(loss), float(test)))
     return found, seconds
 
 
-def _asha(task: tasks.Task, seed: int, *, trainings: int) -> list[_Run]:
+def _asha(task: tasks.Task, seed: int, *, trainings: int) -> list[Run]:
     """Asynchronous successive halving with random settings, until as many trainings are spent; the finished ones."""
     rungs = [max(1, round(task.epochs / 3**k)) for k in reversed(range(_RUNGS))]
     pruner = SuccessiveHalvingPruner(min_resource=rungs[0], reduction_factor=3)
@@ -144,7 +154,7 @@ def _asha(task: tasks.Task, seed: int, *, trainings: int) -> list[_Run]:
                 break
         else:
             study.tell(trial, None if math.isnan(loss) else loss, state=_state(loss))
-            found.append(_Run(spent + 1, loss, test))
+            found.append(Run(spent + 1, loss, test))
         spent += epoch / task.epochs
     return found
 
@@ -164,9 +174,3 @@ def _with_test(task: tasks.Task) -> Any:
 
 def _state(loss: float) -> TrialState:
     return TrialState.FAIL if math.isnan(loss) else TrialState.COMPLETE
-
-
-def _regret(runs: list[_Run], trainings: int, best: float, spread: float) -> float | None:
-    """Of the run that is best on validation data, among those finished after as many trainings; None before any."""
-    finished = [run for run in runs if run.spent <= trainings + 1e-9 and math.isfinite(run.validation)]
-    return (min(finished, key=lambda run: run.validation).test - best) / spread if finished else None

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import results
+from benchmarks.regret import regrets
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
@@ -285,9 +286,10 @@ def search() -> str:
     counts = (8, 16, 32)
     lines = []
     for (case,), rows in group(document["rows"], "case").items():
-        target = median([r["regret"][-1] for r in rows if r["method"] == "tpe"])
-        for (method,), runs in group(rows, "method").items():
-            middle = _middle(runs, before=cost if method == "surrogate" else 0)
+        curves = [regrets(parts) for parts in group(rows, "seed").values()]
+        target = median([curve["tpe"][-1] for curve in curves])
+        for method in document["methods"]:
+            middle = _middle([curve[method] for curve in curves], before=cost if method == "surrogate" else 0)
             reached = next((n for n, value in enumerate(middle, 1) if value <= target), None)
             reached_by = [middle[min(n, len(middle)) - 1] for n in counts]  # ASHA may end earlier
             at = [f"{100 * value:.1f}" if value < math.inf else "-" for value in reached_by]
@@ -300,11 +302,9 @@ def search() -> str:
     return table(header, lines) + note + environment(document)
 
 
-def _middle(runs: list[dict[str, Any]], *, before: int) -> list[float]:
-    """Median regret over seeds after each training; infinite before any setting was tried."""
-    length = min(len(r["regret"]) for r in runs)
-    curves = [[math.inf if value is None else value for value in r["regret"][:length]] for r in runs]
-    return [math.inf] * before + [median(values) for values in zip(*curves, strict=True)]
+def _middle(curves: list[list[float]], *, before: int) -> list[float]:
+    """Median over seeds after each training; infinite before any setting was tried."""
+    return [math.inf] * before + [median(values) for values in zip(*curves, strict=False)]
 
 
 _ALL = (summary, right, cheap, steady, defaults, instant, optuna_rate)
