@@ -25,10 +25,10 @@ def run(smoke: bool = False) -> dict[str, Any]:
         tasks.real_training(task, CONFIG, 0)  # warm up
         rounds = []
         for seed in range(1 if smoke else 5):
-            row = {"plain": _seconds(lambda s=seed: tasks.real_training(task, CONFIG, s))}
+            row = {"plain": seconds_of(lambda s=seed: tasks.real_training(task, CONFIG, s))}
             for name, head in HEADS.items():
                 if name != "Dense" or seed == 0:  # one run shows the size of it
-                    row[name] = _seconds(lambda s=seed, h=head: tasks.fitted(task, s, hypernet={"head": h}))
+                    row[name] = seconds_of(lambda s=seed, h=head: tasks.fitted(task, s, hypernet={"head": h}))
             rounds.append(row)
         ratios = {n: statistics.median([r[n] / r["plain"] for r in rounds if n in r]) for n in HEADS}
         content = {"seconds": rounds, "ratios": ratios, "step_milliseconds": _step(task, 5 if smoke else 200)}
@@ -37,7 +37,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         torch.set_num_threads(threads)
 
 
-def _seconds(function: Callable[[], Any]) -> float:
+def seconds_of(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -46,7 +46,7 @@ def _seconds(function: Callable[[], Any]) -> float:
 def _step(task: tasks.Task, repeats: int) -> dict[str, float]:
     """Medians over interleaved repeats of the parts of a step, in milliseconds."""
     hypernet = ht.HyperNetwork(task.network(), task.space).train()
-    step = TrainingStep(hypernet, task.loss, "split")
+    step = TrainingStep(hypernet, task.loss)
     optimizer = torch.optim.Adam(hypernet.parameters(), lr=3e-3, fused=True)
     plain = ht.nn.resolve(task.network(), CONFIG).train()
     plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
@@ -55,7 +55,7 @@ def _step(task: tasks.Task, repeats: int) -> dict[str, float]:
     losses: list[torch.Tensor] = []
 
     def forward() -> None:
-        losses[:] = [step(units, batch)]
+        losses[:] = [step(units, batch, split=True)]
 
     def backward() -> None:
         optimizer.zero_grad()
@@ -78,5 +78,5 @@ def _step(task: tasks.Task, repeats: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(repeats):
         for name, part in parts.items():
-            times[name].append(_seconds(part) * 1e3)
+            times[name].append(seconds_of(part) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}

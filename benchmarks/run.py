@@ -6,7 +6,19 @@ import argparse
 import importlib
 import json
 
-NAMES = ("cheap", "instant", "right", "steady", "defaults", "optuna_rate", "exact", "rates", "trust", "search")
+NAMES = (
+    "cheap",
+    "instant",
+    "right",
+    "steady",
+    "defaults",
+    "optuna_rate",
+    "exact",
+    "rates",
+    "cost",
+    "trust",
+    "search",
+)
 
 
 def main() -> None:

@@ -184,6 +184,16 @@ def exact() -> str:
     return table(["problem", "fit", "head", "relative error of the weights", "Spearman"], lines) + environment(document)
 
 
+def cost() -> str:
+    """What `fit` costs on each task of `trust`, in plain trainings."""
+    document = results.read("cost")
+    lines = [
+        [row["task"], f"{row['parameters']:,}", f"{row['auto']:.2f}", f"{row['split']:.2f}"] for row in document["rows"]
+    ]
+    header = ["task", "parameters", "`fit` in plain trainings", '`batching="split"`']
+    return table(header, lines) + environment(document)
+
+
 def trust() -> str:
     """Rank correlation as a share of its noise ceiling, before and after calibration by six trainings."""
     document = results.read("trust")
@@ -308,7 +318,7 @@ def _middle(curves: list[list[float]], *, before: int) -> list[float]:
 
 
 _ALL = (summary, right, cheap, steady, defaults, instant, optuna_rate)
-_ALL += (exact, rates, trust, trust_summary, fronts, controls, search)
+_ALL += (exact, rates, cost, trust, trust_summary, fronts, controls, search)
 TABLES: dict[str, Callable[[], str]] = {function.__name__: function for function in _ALL}
 
 

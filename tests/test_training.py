@@ -78,7 +78,7 @@ def test_small_networks_have_whole_batches_unless_a_number_of_settings_is_asked_
     assert plan(100, small, settings="auto", batching="auto") == (3, False)
     assert plan(100, large, settings="auto", batching="auto") == (10, True)
     assert plan(100, small, settings=5, batching="auto") == (5, True)
-    assert plan(100, large, settings="auto", batching="full") == (3, False)
+    assert plan(100, large, settings="auto", batching="full") == (10, False)
     assert plan(100, small, settings="auto", batching="split") == (10, True)
 
 

@@ -52,11 +52,10 @@ def fit(
         metric: (model, batch) to 0-d means over the batch, by name; needed to evaluate anything.
         val_loader: Validation data for `metric`.
         epochs: Passes over `train_loader`; as many as one plain training takes is a good start.
-        settings_per_step: Settings K that share a step; "auto" takes about the square root of the batch size, up to 16,
-            where the batch is split, and three otherwise.
+        settings_per_step: Settings K that share a step; "auto" takes about the square root of the batch size, up to 16.
         batching: "split" gives each setting its own part of the batch, for the cost of a step or two; "full" gives each
-            setting the whole batch, which is better and up to K times as dear; "auto" takes "full" where network and
-            batch are so small that it costs no more, unless `settings_per_step` is a number.
+            setting the whole batch, which is better and up to K times as dear; "auto" splits, unless network and batch
+            are so small that three whole batches cost no more, and `settings_per_step` is "auto" as well.
         endpoints: Share of settings moved to the ends of each range; see `SearchSpace.sample`.
         normalize: Whether settings are weighted and heads hold back at first, so that strong penalties neither dominate
             nor crush the network; see `training.weighting` and `training.pace`.

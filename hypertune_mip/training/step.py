@@ -81,17 +81,13 @@ def plan(
         settings: As in `fit`.
         batching: As in `fit`.
     """
-    if batching == "auto":  # who asks for a number of settings wants them to share a batch
-        split = settings != "auto" or _FEW * size * parameters > _OVERHEAD
-    else:
-        split = batching == "split"
-    if settings == "auto":
-        settings = automatic_settings(size) if split else _FEW
-    return settings, split
+    if batching == settings == "auto" and _FEW * size * parameters <= _OVERHEAD:
+        return _FEW, False
+    return automatic_settings(size) if settings == "auto" else settings, batching != "full"
 
 
 def automatic_settings(size: int) -> int:
-    """Settings that split a batch of `size`: near the square root, at most 16, a divisor of it where there is one."""
+    """Settings a step for batches of `size`: near the square root, at most 16, a divisor of it where there is one."""
     root = max(1, min(16, math.isqrt(size)))
     divisors = [k for k in range(root, (root + 1) // 2, -1) if size % k == 0]
     return divisors[0] if divisors else root
