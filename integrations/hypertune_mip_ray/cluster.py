@@ -1,0 +1,61 @@
+"""Ray as this package starts it where the user has not: no dashboard, and quiet."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from hypertune_mip import DataError, HypertuneError
+
+
+def connect() -> None:
+    """Join the cluster that Ray finds, or start one on this machine; a connection of the user's is left as it is."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """For actors that must live as long as the driver does, whatever happens to other nodes."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def own_error(error: BaseException) -> HypertuneError | None:
+    """An error of this project behind one of Ray's, if there is one: it says what to do, without Ray's traceback."""
+    seen: list[Any] = [error]
+    while seen:
+        each = seen.pop()
+        if isinstance(each, HypertuneError) and not isinstance(each, ray.exceptions.RayTaskError):
+            return each
+        seen += [
+            inner for name in ("cause", "_base_exc", "controller_failure") if (inner := getattr(each, name, None))
+        ]
+        seen += list(getattr(each, "worker_failures", {}).values())
+    return None
+
+
+def check_can_be_sent(value: Any, name: str) -> None:
+    """Raise DataError, naming the part, if something cannot be sent to other processes."""
+    culprit = _unpicklable(value, name)
+    if culprit is not None:
+        where, error = culprit
+        raise DataError(
+            f"{where} cannot be sent to the workers: {error}. Pass a function that makes the loader there, or leave out"
+            " what cannot be pickled."
+        )
+
+
+def _unpicklable(value: Any, where: str) -> tuple[str, Exception] | None:
+    """The innermost attribute that cannot be pickled, as a path, and why; None if all can."""
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:
+        for name, inner in getattr(value, "__dict__", {}).items():
+            found = _unpicklable(inner, f"{where}.{name}")
+            if found is not None:
+                return found
+        return where, error
+    return None

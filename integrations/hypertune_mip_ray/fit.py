@@ -1,0 +1,260 @@
+"""`fit` on many workers: the training loop of `hypertune_mip.fit`, run by Ray Train."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow.fs
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+from ray.train import RunConfig, ScalingConfig
+from torch.utils.data import DataLoader
+
+from hypertune_mip import Budget, HyperNetwork, OptionError, StorageError, Surrogate
+from hypertune_mip import fit as fit_in_one_process
+from hypertune_mip.evaluation import Metric
+from hypertune_mip.training import Loss, Options, adam, cosine
+from hypertune_mip.training.checkpoint import load_result
+from hypertune_mip.training.options import Callback, OptimizerFactory, ScheduleFactory, at_least
+from hypertune_mip.verification.response import warn_of_no_response
+from hypertune_mip_ray.cluster import check_can_be_sent, connect, own_error
+from hypertune_mip_ray.data import DatasetBatches, LoaderFactory, check_divisible, check_enough, own_loader
+from hypertune_mip_ray.mailbox import delivered
+from hypertune_mip_ray.worker import SHARD, Job, ShardOf, work
+
+
+_PAUSE = 30.0  # seconds between checkpoints, unless `checkpoint_every` says otherwise
+
+
+def fit(
+    hypernet: HyperNetwork,
+    loss: Loss,
+    train_loader: DataLoader[Any] | LoaderFactory | ray.data.Dataset,
+    *,
+    scaling_config: ScalingConfig | None = None,
+    run_config: RunConfig | None = None,
+    resume: bool = False,
+    batch_size: int | None = None,
+    shuffle_buffer: int | None = None,
+    metric: Metric | None = None,
+    val_loader: Iterable[Any] | None = None,
+    epochs: int = 40,
+    settings_per_step: int | Literal["auto"] = "auto",
+    batching: Literal["split", "full"] = "split",
+    endpoints: float = 0.0,
+    normalize: bool = True,
+    optimizer: OptimizerFactory = adam,
+    schedule: ScheduleFactory | None = cosine,
+    gradient_clip: float | None = None,
+    accumulate: int = 1,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    seed: int = 0,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    validate_every: int | None = None,
+    validation_settings: int = 4,
+    checkpoint_every: int | None = None,
+) -> Surrogate:
+    """`hypertune_mip.fit` on the workers of Ray Train, with its failure handling and checkpoints.
+
+    Each worker trains on its own part of the data and its own part of the settings: W workers with batches of B and K
+    settings a step do what one process does with batches of W x B and W x K settings. Losses are weighted over all
+    workers, gradients are averaged by DistributedDataParallel. Checkpoints go to the storage of `run_config`; a run that
+    loses a worker, a node or its driver goes on from the last one.
+
+    Arguments that are not named here are as in `hypertune_mip.fit`. Its `device` and `checkpoint` are not among them:
+    `scaling_config` says where to train, `run_config` where checkpoints go.
+
+    Args:
+        hypernet: Gets the trained weights at the end, on the CPU; the workers train copies.
+        loss: As in `hypertune_mip.fit`.
+        train_loader: A DataLoader, whose data is divided among the workers while its batch size is that of each; a
+            `ray.data.Dataset`, whose batches are dicts of tensors by column; or a function without arguments that each
+            worker calls for its own loader (`ray.train.get_context()` says which worker it is). All must have as many
+            batches.
+        scaling_config: How many workers, and whether with GPUs; None is one. A range of workers makes Ray go on with
+            fewer while a node is missing. 0 trains in this process, to find errors.
+        run_config: Name, storage, failures, checkpoints to keep. None takes a fresh name below `~/ray_results`.
+        resume: Whether to go on with the run of that name in that storage. Without it a name that exists is refused.
+        batch_size: Of each worker, for a `ray.data.Dataset` only.
+        shuffle_buffer: For a `ray.data.Dataset` only: examples among which the order is drawn anew each epoch.
+        callbacks: Run in the first worker.
+        checkpoint_every: Epochs between checkpoints. None waits until half a minute has passed, since each takes Ray
+            two seconds. After the last epoch there is one in any case.
+
+    Raises:
+        OptionError: If an option is invalid, a name is taken, or GPUs are asked for where the cluster has none.
+        DataError: If there are more workers than examples, or something cannot be sent to the workers.
+        TrainingError: If a loss is not finite on any worker; all stop, and the setting is named.
+        StorageError: If no checkpoint of a run to resume can be read, or it belongs to another run.
+        ray.train.TrainingFailedError: If workers failed more often than `run_config` allows.
+
+    Warns:
+        HypertuneWarning: As in `hypertune_mip.fit`; or if a damaged checkpoint is passed over.
+    """
+    if checkpoint_every is not None:
+        at_least(1, checkpoint_every=checkpoint_every)
+    options = Options(
+        epochs=epochs,
+        settings_per_step=settings_per_step,
+        batching=batching,
+        endpoints=endpoints,
+        normalize=normalize,
+        optimizer=optimizer,
+        schedule=schedule,
+        gradient_clip=gradient_clip,
+        accumulate=accumulate,
+        precision=precision,
+        seed=seed,
+        progress=False,
+        callbacks=callbacks,
+        validate_every=validate_every,
+        validation_settings=validation_settings,
+        checkpoint_every=checkpoint_every or 1,
+    )
+    scaling = scaling_config or ScalingConfig(num_workers=1)
+    workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[-1]
+    storage = run_config if run_config is not None else RunConfig(name=f"hypertune-mip-{uuid.uuid4().hex[:12]}")
+    data = _data(train_loader, batch_size, shuffle_buffer, workers)
+    folder = _free_folder(storage, resume=resume)
+    job = Job(
+        hypernet,
+        loss,
+        data.of_worker,
+        metric,
+        val_loader,
+        options,
+        checkpoint_seconds=_PAUSE if checkpoint_every is None else 0.0,
+    )
+    if workers == 0:
+        surrogate = _fit_here(job, storage, data, folder, resume=resume, progress=progress)
+    else:
+        surrogate = _fit_there(job, storage, data, scaling, progress=progress)
+    surrogate.train_loader = data.of_driver
+    return surrogate
+
+
+class _Data(NamedTuple):
+    """Training data as each place needs it.
+
+    Args:
+        of_worker: Loader to divide, or function.
+        of_driver: To train a single network on; None if only workers can read it.
+        datasets: For Ray to divide.
+    """
+
+    of_worker: DataLoader[Any] | LoaderFactory
+    of_driver: Iterable[Any] | None
+    datasets: dict[str, ray.data.Dataset]
+
+
+def _data(given: Any, batch_size: int | None, shuffle_buffer: int | None, workers: int) -> _Data:
+    """Check the data and prepare it."""
+    if not isinstance(given, ray.data.Dataset):
+        if batch_size is not None or shuffle_buffer is not None:
+            raise OptionError("`batch_size` and `shuffle_buffer` are for a ray.data.Dataset; a loader has its own.")
+        check_divisible(given, workers)
+        return _Data(given, given if isinstance(given, DataLoader) else None, {})
+    if batch_size is None:
+        raise OptionError("A ray.data.Dataset needs `batch_size`, the examples in a batch of each worker.")
+    at_least(1, batch_size=batch_size)
+    if shuffle_buffer is not None:
+        at_least(1, shuffle_buffer=shuffle_buffer)
+    connect()
+    examples = given.count()
+    check_enough(examples, max(1, workers))
+    return _Data(
+        ShardOf(batch_size, examples, shuffle_buffer),
+        DatasetBatches(given, batch_size, examples, shuffle_buffer),
+        {SHARD: given},
+    )
+
+
+def _free_folder(storage: RunConfig, *, resume: bool) -> str | None:
+    """Where the run is kept, if that is on this machine.
+
+    Raises:
+        OptionError: If there is a run already, and it is not to be resumed; or none, and it is.
+    """
+    filesystem, root = storage.storage_filesystem, str(storage.storage_path)
+    if filesystem is None:
+        if "://" not in root:
+            root = Path(root).expanduser().absolute().as_uri()
+        filesystem, root = pyarrow.fs.FileSystem.from_uri(root)
+    folder = f"{root}/{storage.name}"
+    exists = filesystem.get_file_info(folder).type != pyarrow.fs.FileType.NotFound
+    if exists and not resume:
+        raise OptionError(
+            f"The run '{storage.name}' exists in '{storage.storage_path}'. Pass resume=True to go on with it, or a"
+            " RunConfig with another name."
+        )
+    if resume and not exists:
+        raise OptionError(f"There is no run '{storage.name}' in '{storage.storage_path}' to resume.")
+    return folder if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else None
+
+
+def _fit_there(job: Job, storage: RunConfig, data: _Data, scaling: ScalingConfig, *, progress: bool) -> Surrogate:
+    """On Ray's workers."""
+    for field in dataclasses.fields(job):
+        check_can_be_sent(getattr(job, field.name), f"`{field.name}`")
+    connect()
+    if scaling.use_gpu and not ray.cluster_resources().get("GPU"):
+        raise OptionError("`scaling_config` asks for GPUs, but the Ray cluster has none. Pass use_gpu=False.")
+    with delivered(job.options.epochs, progress=progress) as sender:
+        trainer: Any = ray.train.torch.TorchTrainer(
+            work,
+            train_loop_config={"job": dataclasses.replace(job, sender=sender)},
+            scaling_config=scaling,
+            run_config=storage,
+            datasets=data.datasets,
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            own = own_error(error)
+            if own is None:
+                raise
+            raise own from error
+    if result.checkpoint is None:
+        raise StorageError(f"The run '{storage.name}' has left no checkpoint in '{storage.storage_path}'.")
+    with result.checkpoint.as_directory() as folder:
+        history, unread = load_result(folder, job.hypernet)
+    options = job.options
+    surrogate = Surrogate(
+        job.hypernet,
+        loss=job.loss,
+        metric=job.metric,
+        val_loader=job.val_loader,
+        history=history,
+        budget=Budget(epochs=options.epochs, optimizer=options.optimizer, schedule=options.schedule),
+    )
+    if job.metric is not None:
+        warn_of_no_response(surrogate.responses(bases=2), unread)
+    return surrogate
+
+
+def _fit_here(
+    job: Job, storage: RunConfig, data: _Data, folder: str | None, *, resume: bool, progress: bool
+) -> Surrogate:
+    """In this process, with Ray's context around it."""
+    if folder is None:
+        raise OptionError("With num_workers=0 the storage of `run_config` must be on this machine.")
+    options = {**vars(job.options), "checkpoint": folder, "resume": resume, "progress": progress}
+
+    def here() -> Surrogate:
+        loader = own_loader(job.train_loader, rank=0, world_size=1)
+        return fit_in_one_process(
+            job.hypernet, job.loss, loader, metric=job.metric, val_loader=job.val_loader, **options
+        )
+
+    trainer: Any = ray.train.torch.TorchTrainer(
+        here, scaling_config=ScalingConfig(num_workers=0), run_config=storage, datasets=data.datasets
+    )
+    surrogate: Surrogate = trainer.fit().return_value
+    return surrogate
