@@ -209,7 +209,7 @@ def _fit_there(job: Job, storage: RunConfig, data: _Data, scaling: ScalingConfig
     with delivered(job.options.epochs, progress=progress) as sender:
         trainer: Any = ray.train.torch.TorchTrainer(
             work,
-            train_loop_config={"job": dataclasses.replace(job, sender=sender)},
+            train_loop_config={"job": ray.put(dataclasses.replace(job, sender=sender))},
             scaling_config=scaling,
             run_config=storage,
             datasets=data.datasets,

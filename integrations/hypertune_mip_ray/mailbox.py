@@ -7,69 +7,42 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import ray
+from ray.util.queue import Empty, Queue
 from tqdm.auto import tqdm
 
 from hypertune_mip import HypertuneWarning
 from hypertune_mip_ray.cluster import on_this_node
 
-_POLL = 0.2  # seconds between looks into the mailbox
-_PATIENCE = 10.0  # seconds that a worker waits for the mailbox, which may be gone
-
-
-class News(NamedTuple):
-    """What there is to know in the driver."""
-
-    epoch: int = 0
-    loss: float = float("nan")
-    warnings: tuple[str, ...] = ()
-
-
-class Mailbox:
-    """Holds the last news."""
-
-    def __init__(self) -> None:
-        """Empty."""
-        self._news = News()
-
-    def progress(self, epoch: int, loss: float) -> None:
-        """An epoch is over."""
-        self._news = self._news._replace(epoch=epoch, loss=loss)
-
-    def warning(self, message: str) -> None:
-        """Something that the driver is to warn of."""
-        self._news = self._news._replace(warnings=(*self._news.warnings, message))
-
-    def read(self) -> News:
-        """All of it."""
-        return self._news
+_POLL = 0.5  # seconds that the driver waits for news before it looks whether the block has ended
 
 
 @dataclass(frozen=True)
 class Sender:
-    """A worker's way to the mailbox.
+    """A worker's way to the driver.
 
     Args:
-        mailbox: An actor that is a `Mailbox`.
+        mailbox: A queue of (epoch, loss), and of messages to warn of: plain values, for which its process need not
+            import anything.
     """
 
-    mailbox: Any
+    mailbox: Queue
 
     def progress(self, epoch: int, loss: float) -> None:
-        """As in `Mailbox`."""
-        self._call("progress", epoch, loss)
+        """An epoch is over."""
+        self._put((epoch, loss))
 
     def warning(self, message: str) -> None:
-        """As in `Mailbox`."""
-        self._call("warning", message)
+        """Something that the driver is to warn of."""
+        self._put(message)
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def _put(self, news: tuple[int, float] | str) -> None:
+        """The mailbox may be gone, but news must never stop training."""
         try:
-            ray.get(getattr(self.mailbox, name).remote(*arguments), timeout=_PATIENCE)
+            self.mailbox.put(news)
         except ray.exceptions.RayError:
-            pass  # news must never stop training
+            pass
 
 
 @contextmanager
@@ -80,30 +53,35 @@ def delivered(epochs: int, *, progress: bool) -> Iterator[Sender]:
         epochs: The bar's length.
         progress: Whether to show the bar.
     """
-    actor: Any = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Mailbox)
-    mailbox = actor.remote()
+    mailbox = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
+    messages: dict[str, None] = {}  # of restarted workers, each once
     stop = threading.Event()
     with tqdm(total=epochs, desc="fit", unit="epoch", disable=not progress) as bar:
 
-        def look() -> News:
-            news: News = ray.get(mailbox.read.remote())
-            if news.epoch != bar.n:
-                bar.set_postfix(loss=f"{news.loss:.4g}", refresh=False)
-                bar.update(news.epoch - bar.n)
-            return news
+        def read(news: tuple[int, float] | str) -> None:
+            if isinstance(news, str):
+                messages[news] = None
+                return
+            epoch, loss = news
+            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            bar.update(epoch - bar.n)
 
-        def keep_looking() -> None:
-            while not stop.wait(_POLL):
-                look()
+        def keep_reading() -> None:
+            while not stop.is_set():
+                try:
+                    read(mailbox.get(timeout=_POLL))
+                except Empty:
+                    continue
 
-        thread = threading.Thread(target=keep_looking, daemon=True)
+        thread = threading.Thread(target=keep_reading, daemon=True)
         thread.start()
         try:
             yield Sender(mailbox)
         finally:
             stop.set()
             thread.join()
-            news = look()
-            ray.kill(mailbox)
-            for message in dict.fromkeys(news.warnings):
+            for news in mailbox.get_nowait_batch(mailbox.qsize()):
+                read(news)
+            mailbox.shutdown(force=True)
+            for message in messages:
                 warnings.warn(message, HypertuneWarning, stacklevel=4)

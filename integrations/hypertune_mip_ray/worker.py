@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
+import ray
 import ray.train
 import ray.train.torch
 from ray.train import Checkpoint
@@ -73,8 +74,8 @@ class ShardOf:
 
 
 def work(config: dict[str, Any]) -> None:
-    """Train; `config` holds the `Job`."""
-    job: Job = config["job"]
+    """Train; `config` refers to the `Job`, which lies in the object store: Ray's controller need not load it."""
+    job: Job = ray.get(config["job"])
     sender = job.sender
     assert sender is not None
     context = ray.train.get_context()
