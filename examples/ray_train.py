@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=200, help="of each training (default: %(default)s)")
     parser.add_argument("--settings", type=int, default=32, help="trained for real (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the hypernetworks (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("runs/ray"), help="folder of results (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/ray"), help="folder of results (default: %(default)s)"
+    )
     options = parser.parse_args()
     train, validation, _ = load_data()
     torch.set_num_threads(1)

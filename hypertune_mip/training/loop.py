@@ -205,9 +205,7 @@ class _Run:
             losses = self.prepared(units, batch)
         return units, losses if losses.dtype == torch.float64 else losses.float()
 
-    def _backward(
-        self, losses: Tensor, units: Tensor, everywhere: Tensor, *, progress: float, share: float
-    ) -> None:
+    def _backward(self, losses: Tensor, units: Tensor, everywhere: Tensor, *, progress: float, share: float) -> None:
         """Add this batch's share to the gradients: own losses, weighted among the units and losses of all workers."""
         weights = self.weights(everywhere, self.hypernet.encoded(units), progress=progress).to(losses.dtype)
         own = weights.chunk(self.strategy.world_size)[self.strategy.rank]

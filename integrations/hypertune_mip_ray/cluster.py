@@ -30,9 +30,7 @@ def own_error(error: BaseException) -> HypertuneError | None:
         each = seen.pop()
         if isinstance(each, HypertuneError) and not isinstance(each, ray.exceptions.RayTaskError):
             return each
-        seen += [
-            inner for name in ("cause", "_base_exc", "controller_failure") if (inner := getattr(each, name, None))
-        ]
+        seen += [inner for name in ("cause", "_base_exc", "controller_failure") if (inner := getattr(each, name, None))]
         seen += list(getattr(each, "worker_failures", {}).values())
     return None
 

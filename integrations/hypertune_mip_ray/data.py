@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import ray.data
+import ray.train
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
-from hypertune_mip import DataError
+from hypertune_mip import DataError, OptionError
+from hypertune_mip.training.options import at_least
+from hypertune_mip_ray.cluster import connect
 
 LoaderFactory = Callable[[], Iterable[Any]]
+
+SHARD = "train"  # the data set's name within Ray Train
 
 
 class DatasetBatches:
@@ -46,6 +53,26 @@ class DatasetBatches:
             )
         )
         return batches
+
+
+@dataclass(frozen=True)
+class ShardOf:
+    """Makes a worker's loader of its shard of a `ray.data.Dataset`.
+
+    Args:
+        batch_size: Of each worker.
+        examples: Of the whole data set.
+        shuffle_buffer: As in `DatasetBatches`.
+    """
+
+    batch_size: int
+    examples: int
+    shuffle_buffer: int | None
+
+    def __call__(self) -> DatasetBatches:
+        """Ray's shards are of equal size; what is left over is left out."""
+        own = self.examples // ray.train.get_context().get_world_size()
+        return DatasetBatches(ray.train.get_dataset_shard(SHARD), self.batch_size, own, self.shuffle_buffer)
 
 
 def own_loader(given: DataLoader[Any] | LoaderFactory, rank: int, world_size: int) -> Iterable[Any]:
@@ -98,3 +125,39 @@ def check_enough(examples: int, workers: int) -> None:
     """Raise DataError unless every worker gets an example."""
     if examples < workers:
         raise DataError(f"{workers} workers cannot share {examples} examples. Ask for fewer workers.")
+
+
+class Data(NamedTuple):
+    """Training data as each place needs it.
+
+    Args:
+        of_worker: Loader to divide, or function.
+        of_driver: To train a single network on; None if only workers can read it.
+        datasets: For Ray to divide.
+    """
+
+    of_worker: DataLoader[Any] | LoaderFactory
+    of_driver: Iterable[Any] | None
+    datasets: dict[str, ray.data.Dataset]
+
+
+def prepared(given: Any, batch_size: int | None, shuffle_buffer: int | None, workers: int) -> Data:
+    """Check the data and prepare it."""
+    if not isinstance(given, ray.data.Dataset):
+        if batch_size is not None or shuffle_buffer is not None:
+            raise OptionError("`batch_size` and `shuffle_buffer` are for a ray.data.Dataset; a loader has its own.")
+        check_divisible(given, workers)
+        return Data(given, given if isinstance(given, DataLoader) else None, {})
+    if batch_size is None:
+        raise OptionError("A ray.data.Dataset needs `batch_size`, the examples in a batch of each worker.")
+    at_least(1, batch_size=batch_size)
+    if shuffle_buffer is not None:
+        at_least(1, shuffle_buffer=shuffle_buffer)
+    connect()
+    examples = given.count()
+    check_enough(examples, max(1, workers))
+    return Data(
+        ShardOf(batch_size, examples, shuffle_buffer),
+        DatasetBatches(given, batch_size, examples, shuffle_buffer),
+        {SHARD: given},
+    )

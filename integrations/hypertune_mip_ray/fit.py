@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import pyarrow.fs
 import ray
 import ray.data
 import ray.train
@@ -23,11 +21,11 @@ from hypertune_mip.training import Loss, Options, adam, cosine
 from hypertune_mip.training.checkpoint import load_result
 from hypertune_mip.training.options import Callback, OptimizerFactory, ScheduleFactory, at_least
 from hypertune_mip.verification.response import warn_of_no_response
+from hypertune_mip_ray.checkpoints import IN_THIS_PROCESS, run_folder
 from hypertune_mip_ray.cluster import check_can_be_sent, connect, own_error
-from hypertune_mip_ray.data import DatasetBatches, LoaderFactory, check_divisible, check_enough, own_loader
+from hypertune_mip_ray.data import Data, LoaderFactory, own_loader, prepared
 from hypertune_mip_ray.mailbox import delivered
-from hypertune_mip_ray.worker import SHARD, Job, ShardOf, work
-
+from hypertune_mip_ray.worker import Job, work
 
 _PAUSE = 30.0  # seconds between checkpoints, unless `checkpoint_every` says otherwise
 
@@ -121,8 +119,8 @@ def fit(
     scaling = scaling_config or ScalingConfig(num_workers=1)
     workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[-1]
     storage = run_config if run_config is not None else RunConfig(name=f"hypertune-mip-{uuid.uuid4().hex[:12]}")
-    data = _data(train_loader, batch_size, shuffle_buffer, workers)
-    folder = _free_folder(storage, resume=resume)
+    data = prepared(train_loader, batch_size, shuffle_buffer, workers)
+    folder = run_folder(storage, resume=resume)
     job = Job(
         hypernet,
         loss,
@@ -130,76 +128,18 @@ def fit(
         metric,
         val_loader,
         options,
+        folder,
         checkpoint_seconds=_PAUSE if checkpoint_every is None else 0.0,
     )
     if workers == 0:
-        surrogate = _fit_here(job, storage, data, folder, resume=resume, progress=progress)
+        surrogate = _fit_here(job, storage, data, resume=resume, progress=progress)
     else:
         surrogate = _fit_there(job, storage, data, scaling, progress=progress)
     surrogate.train_loader = data.of_driver
     return surrogate
 
 
-class _Data(NamedTuple):
-    """Training data as each place needs it.
-
-    Args:
-        of_worker: Loader to divide, or function.
-        of_driver: To train a single network on; None if only workers can read it.
-        datasets: For Ray to divide.
-    """
-
-    of_worker: DataLoader[Any] | LoaderFactory
-    of_driver: Iterable[Any] | None
-    datasets: dict[str, ray.data.Dataset]
-
-
-def _data(given: Any, batch_size: int | None, shuffle_buffer: int | None, workers: int) -> _Data:
-    """Check the data and prepare it."""
-    if not isinstance(given, ray.data.Dataset):
-        if batch_size is not None or shuffle_buffer is not None:
-            raise OptionError("`batch_size` and `shuffle_buffer` are for a ray.data.Dataset; a loader has its own.")
-        check_divisible(given, workers)
-        return _Data(given, given if isinstance(given, DataLoader) else None, {})
-    if batch_size is None:
-        raise OptionError("A ray.data.Dataset needs `batch_size`, the examples in a batch of each worker.")
-    at_least(1, batch_size=batch_size)
-    if shuffle_buffer is not None:
-        at_least(1, shuffle_buffer=shuffle_buffer)
-    connect()
-    examples = given.count()
-    check_enough(examples, max(1, workers))
-    return _Data(
-        ShardOf(batch_size, examples, shuffle_buffer),
-        DatasetBatches(given, batch_size, examples, shuffle_buffer),
-        {SHARD: given},
-    )
-
-
-def _free_folder(storage: RunConfig, *, resume: bool) -> str | None:
-    """Where the run is kept, if that is on this machine.
-
-    Raises:
-        OptionError: If there is a run already, and it is not to be resumed; or none, and it is.
-    """
-    filesystem, root = storage.storage_filesystem, str(storage.storage_path)
-    if filesystem is None:
-        if "://" not in root:
-            root = Path(root).expanduser().absolute().as_uri()
-        filesystem, root = pyarrow.fs.FileSystem.from_uri(root)
-    folder = f"{root}/{storage.name}"
-    exists = filesystem.get_file_info(folder).type != pyarrow.fs.FileType.NotFound
-    if exists and not resume:
-        raise OptionError(
-            f"The run '{storage.name}' exists in '{storage.storage_path}'. Pass resume=True to go on with it, or a"
-            " RunConfig with another name."
-        )
-    if resume and not exists:
-        raise OptionError(f"There is no run '{storage.name}' in '{storage.storage_path}' to resume.")
-    return folder if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else None
-
-
-def _fit_there(job: Job, storage: RunConfig, data: _Data, scaling: ScalingConfig, *, progress: bool) -> Surrogate:
+def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig, *, progress: bool) -> Surrogate:
     """On Ray's workers."""
     for field in dataclasses.fields(job):
         check_can_be_sent(getattr(job, field.name), f"`{field.name}`")
@@ -239,13 +179,16 @@ def _fit_there(job: Job, storage: RunConfig, data: _Data, scaling: ScalingConfig
     return surrogate
 
 
-def _fit_here(
-    job: Job, storage: RunConfig, data: _Data, folder: str | None, *, resume: bool, progress: bool
-) -> Surrogate:
+def _fit_here(job: Job, storage: RunConfig, data: Data, *, resume: bool, progress: bool) -> Surrogate:
     """In this process, with Ray's context around it."""
-    if folder is None:
+    if not job.folder.is_local:
         raise OptionError("With num_workers=0 the storage of `run_config` must be on this machine.")
-    options = {**vars(job.options), "checkpoint": folder, "resume": resume, "progress": progress}
+    options = {
+        **vars(job.options),
+        "checkpoint": f"{job.folder.path}/{IN_THIS_PROCESS}",
+        "resume": resume,
+        "progress": progress,
+    }
 
     def here() -> Surrogate:
         loader = own_loader(job.train_loader, rank=0, world_size=1)

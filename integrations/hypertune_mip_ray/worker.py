@@ -7,25 +7,20 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
-from ray.train import Checkpoint
 from torch.utils.data import DataLoader
 
-from hypertune_mip import HyperNetwork, HypertuneWarning, StorageError
+from hypertune_mip import HyperNetwork, HypertuneWarning
 from hypertune_mip.evaluation import Evaluator, Metric
 from hypertune_mip.training import Loss, Options, train
-from hypertune_mip.training.checkpoint import check_readable
-from hypertune_mip_ray.data import DatasetBatches, LoaderFactory, own_loader
+from hypertune_mip_ray.checkpoints import RunFolder, newest
+from hypertune_mip_ray.data import LoaderFactory, own_loader
 from hypertune_mip_ray.mailbox import Sender
 from hypertune_mip_ray.strategy import RayStrategy
-
-SHARD = "train"  # the data set's name within Ray Train
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,7 @@ class Job:
         metric: For validation.
         val_loader: For validation.
         options: How to train.
+        folder: Of the run.
         checkpoint_seconds: Time between checkpoints at least.
         sender: To the driver.
     """
@@ -49,28 +45,9 @@ class Job:
     metric: Metric | None
     val_loader: Iterable[Any] | None
     options: Options
+    folder: RunFolder
     checkpoint_seconds: float
     sender: Sender | None = None
-
-
-@dataclass(frozen=True)
-class ShardOf:
-    """Makes a worker's loader of its shard of a `ray.data.Dataset`.
-
-    Args:
-        batch_size: Of each worker.
-        examples: Of the whole data set.
-        shuffle_buffer: As in `DatasetBatches`.
-    """
-
-    batch_size: int
-    examples: int
-    shuffle_buffer: int | None
-
-    def __call__(self) -> DatasetBatches:
-        """Ray's shards are of equal size; what is left over is left out."""
-        own = self.examples // ray.train.get_context().get_world_size()
-        return DatasetBatches(ray.train.get_dataset_shard(SHARD), self.batch_size, own, self.shuffle_buffer)
 
 
 def work(config: dict[str, Any]) -> None:
@@ -82,14 +59,15 @@ def work(config: dict[str, Any]) -> None:
     loader = own_loader(job.train_loader, context.get_world_rank(), context.get_world_size())
     strategy = RayStrategy(loader, job.options.epochs, job.checkpoint_seconds)
     hypernet = job.hypernet.to(ray.train.torch.get_device())
+    expected = ray.train.get_checkpoint() is not None
     evaluator = None
     if strategy.rank == 0 and job.metric is not None and job.val_loader is not None:
         evaluator = Evaluator(hypernet, job.metric, job.val_loader)
     options = dataclasses.replace(
         job.options, callbacks=[*job.options.callbacks, lambda r: sender.progress(r["epoch"], r["loss"])]
     )
-    with _warnings_to(sender if strategy.rank == 0 else None), _latest(ray.train.get_checkpoint()) as folder:
-        train(hypernet, job.loss, loader, options, evaluator=evaluator, strategy=strategy, resume_from=folder)
+    with _warnings_to(sender if strategy.rank == 0 else None), newest(job.folder, expected=expected) as checkpoint:
+        train(hypernet, job.loss, loader, options, evaluator=evaluator, strategy=strategy, resume_from=checkpoint)
 
 
 @contextmanager
@@ -103,33 +81,3 @@ def _warnings_to(sender: Sender | None) -> Iterator[None]:
             for each in caught:
                 if sender is not None and issubclass(each.category, HypertuneWarning):
                     sender.warning(str(each.message))
-
-
-@contextmanager
-def _latest(checkpoint: Checkpoint | None) -> Iterator[Path | None]:
-    """A folder with the last checkpoint that can be read, if there is one; damaged ones are passed over.
-
-    Raises:
-        StorageError: If there are checkpoints, but none can be read.
-    """
-    if checkpoint is None:
-        yield None
-        return
-    parent = checkpoint.path.rsplit("/", 1)[0]
-    listed = checkpoint.filesystem.get_file_info(pyarrow.fs.FileSelector(parent))
-    older = [i.path for i in listed if i.type == pyarrow.fs.FileType.Directory and i.path < checkpoint.path]
-    damaged: list[str] = []
-    for path in [checkpoint.path, *sorted(older, reverse=True)]:
-        with Checkpoint(path, checkpoint.filesystem).as_directory() as folder:
-            try:
-                check_readable(folder)
-            except StorageError as error:
-                damaged.append(str(error))
-                continue
-            if damaged:
-                warnings.warn(
-                    f"Training goes on from '{path}', because: {' '.join(damaged)}", HypertuneWarning, stacklevel=2
-                )
-            yield Path(folder)
-            return
-    raise StorageError(f"No checkpoint in '{parent}' can be read: {' '.join(damaged)}")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_problem as problem
 import torch
 from optuna.distributions import FloatDistribution
 from torch import nn
 
 import hypertune_mip as ht
-import small_problem as problem
 
 pytest.importorskip("ray")
 

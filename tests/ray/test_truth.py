@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_problem as problem
 import torch
 from torch import nn
 
 import hypertune_mip as ht
-import small_problem as problem
 
 pytest.importorskip("ray")
 
-from hypertune_mip_ray import in_parallel  # noqa: E402
+from hypertune_mip_ray import in_parallel
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -62,9 +62,7 @@ def test_a_fraction_of_a_resource_is_enough_for_a_report(tmp_path: Path) -> None
     spread = in_parallel(truth(parallel=8), resources_per_task={"CPU": 0.5})
     assert spread.executor.parts == 8  # of the four CPUs
     report = surrogate.verify("error", settings=3, best=0, truth=spread, progress=False)
-    np.testing.assert_allclose(
-        report.true["error"], truth().train(report.configs, progress=False)["error"], rtol=1e-4
-    )
+    np.testing.assert_allclose(report.true["error"], truth().train(report.configs, progress=False)["error"], rtol=1e-4)
 
 
 def no_metric(model: nn.Module, batch: Any) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_problem as problem
 from optuna.distributions import FloatDistribution
 
 import hypertune_mip as ht
-import small_problem as problem
 
 ray = pytest.importorskip("ray")
 
