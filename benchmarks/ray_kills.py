@@ -1,8 +1,8 @@
 """Kills at random moments: does every run of Ray's workers finish, what is lost and what is done twice?
 
 A run is a process of its own that starts a Ray cluster and trains with two workers; an uninterrupted one says how it
-ends. Of the others half lose a worker, which Ray replaces, and half lose the whole cluster and the driver with it, after
-which a new driver resumes the run. The first worker's epochs are written to a journal as they end.
+ends. Of the others half lose a worker, which Ray replaces, and half lose the whole cluster and the driver with
+it, after which a new driver resumes the run. The first worker's epochs are written to a journal as they end.
 """
 
 from __future__ import annotations

@@ -36,14 +36,15 @@ def _measured(smoke: bool) -> dict[str, Any]:
     for _ in range(repeats):
         seconds["in_this_process"].append(_seconds(lambda: surrogate.evaluate_units(units)))
         seconds["two_actors"].append(_seconds(lambda: evaluate_batch(surrogate, units, actors=2, progress=False)))
-    of_trials = {reuse: _seconds(lambda r=reuse: _trials(surrogate, count, r)) for reuse, count in
-                 ((True, trials), (False, max(4, trials // 50)))}  # fmt: skip
+    few = max(4, trials // 50)
+    reusing = _seconds(lambda: _trials(surrogate, trials, reuse=True))
+    fresh = _seconds(lambda: _trials(surrogate, few, reuse=False))
     load.append(os.getloadavg()[0])
     return {
         "load_average": load,
         "trials": trials,
-        "trials_per_second": trials / of_trials[True],
-        "trials_per_second_without_reuse": max(4, trials // 50) / of_trials[False],
+        "trials_per_second": trials / reusing,
+        "trials_per_second_without_reuse": few / fresh,
         "surrogate_settings_per_second": alone,  # one by one, as trials ask
         "settings": settings,
         "settings_per_second": {name: settings / statistics.median(values) for name, values in seconds.items()},
@@ -56,7 +57,7 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _trials(surrogate: ht.Surrogate, count: int, reuse: bool) -> None:
+def _trials(surrogate: ht.Surrogate, count: int, *, reuse: bool) -> None:
     from ray import tune
 
     from hypertune_mip_ray import param_space, trainable

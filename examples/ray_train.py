@@ -2,10 +2,10 @@
 
     python examples/ray_train.py
 
-The task is that of digits.py. One process trains a hypernetwork, and so do two Ray workers, each with half of every batch
-and half of the settings; halfway one of them is killed, and Ray starts the workers again from the last checkpoint. Both
-surrogates are then compared with the same real trainings, which run as Ray tasks. It takes a cluster's head node no other
-script than this one: `ray.init()` joins the cluster that it finds.
+The task is that of digits.py. One process trains a hypernetwork, and so do two Ray workers, each on its half of the
+data; halfway one of them is killed, and Ray starts the workers again from the last checkpoint. Both surrogates are then
+compared with the same real trainings, which run as Ray tasks. On one machine Ray is started; on the head node of a
+cluster the same script uses the cluster.
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray.train import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hypertune_mip import DataError, HypertuneError
+from hypertune_mip import DataError, HypertuneError, HypertuneWarning, OptionError
 
 
 def connect() -> None:
@@ -21,6 +23,33 @@ def connect() -> None:
 def on_this_node() -> NodeAffinitySchedulingStrategy:
     """For actors that must live as long as the driver does, whatever happens to other nodes."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def check_resources(scaling: ScalingConfig) -> None:
+    """See whether the cluster can hold the workers: Ray itself would wait for ever, without a word.
+
+    Raises:
+        OptionError: If GPUs are asked for, but there are none.
+
+    Warns:
+        HypertuneWarning: If anything else is short, which an autoscaler may change.
+    """
+    has = ray.cluster_resources()
+    if scaling.use_gpu and not has.get("GPU"):
+        raise OptionError("`scaling_config` asks for GPUs, but the Ray cluster has none. Pass use_gpu=False.")
+    each = scaling.resources_per_worker or ({"GPU": 1} if scaling.use_gpu else {"CPU": 1})
+    workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[0]
+    short = [
+        f"{workers * amount:g} {name} of which there are {has.get(name, 0):g}"
+        for name, amount in each.items()
+        if workers * amount > has.get(name, 0)
+    ]
+    if short:
+        warnings.warn(
+            f"`scaling_config` asks for {', '.join(short)}: training starts when the Ray cluster has them.",
+            HypertuneWarning,
+            stacklevel=4,
+        )
 
 
 def own_error(error: BaseException) -> HypertuneError | None:

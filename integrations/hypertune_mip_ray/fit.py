@@ -22,12 +22,12 @@ from hypertune_mip.training.checkpoint import load_result
 from hypertune_mip.training.options import Callback, OptimizerFactory, ScheduleFactory, at_least
 from hypertune_mip.verification.response import warn_of_no_response
 from hypertune_mip_ray.checkpoints import IN_THIS_PROCESS, run_folder
-from hypertune_mip_ray.cluster import check_can_be_sent, connect, own_error
+from hypertune_mip_ray.cluster import check_can_be_sent, check_resources, connect, own_error
 from hypertune_mip_ray.data import Data, LoaderFactory, own_loader, prepared
 from hypertune_mip_ray.mailbox import delivered
 from hypertune_mip_ray.worker import Job, work
 
-_PAUSE = 30.0  # seconds between checkpoints, unless `checkpoint_every` says otherwise
+_PAUSE = 30.0  # seconds between checkpoints at least, unless `checkpoint_every` says otherwise
 
 
 def fit(
@@ -63,11 +63,11 @@ def fit(
 
     Each worker trains on its own part of the data and its own part of the settings: W workers with batches of B and K
     settings a step do what one process does with batches of W x B and W x K settings. Losses are weighted over all
-    workers, gradients are averaged by DistributedDataParallel. Checkpoints go to the storage of `run_config`; a run that
-    loses a worker, a node or its driver goes on from the last one.
+    workers, gradients are averaged by DistributedDataParallel. Checkpoints go to the storage of `run_config`; a run
+    that loses a worker, a node or its driver goes on from the last one.
 
-    Arguments that are not named here are as in `hypertune_mip.fit`. Its `device` and `checkpoint` are not among them:
-    `scaling_config` says where to train, `run_config` where checkpoints go.
+    `device` and `checkpoint` of `hypertune_mip.fit` are not among the arguments: `scaling_config` says where to train,
+    `run_config` where checkpoints go.
 
     Args:
         hypernet: Gets the trained weights at the end, on the CPU; the workers train copies.
@@ -82,9 +82,25 @@ def fit(
         resume: Whether to go on with the run of that name in that storage. Without it a name that exists is refused.
         batch_size: Of each worker, for a `ray.data.Dataset` only.
         shuffle_buffer: For a `ray.data.Dataset` only: examples among which the order is drawn anew each epoch.
+        metric: As in `hypertune_mip.fit`.
+        val_loader: Validation data, for the first worker.
+        epochs: Passes over the data.
+        settings_per_step: Settings K of each worker.
+        batching: As in `hypertune_mip.fit`.
+        endpoints: As in `hypertune_mip.fit`.
+        normalize: As in `hypertune_mip.fit`, over the settings of all workers.
+        optimizer: As in `hypertune_mip.fit`.
+        schedule: As in `hypertune_mip.fit`; with another number of workers it goes on from the same share of training.
+        gradient_clip: As in `hypertune_mip.fit`.
+        accumulate: As in `hypertune_mip.fit`; workers exchange gradients once an optimiser step.
+        precision: As in `hypertune_mip.fit`.
+        seed: As in `hypertune_mip.fit`.
+        progress: Whether to show a bar, in the driver.
         callbacks: Run in the first worker.
-        checkpoint_every: Epochs between checkpoints. None waits until half a minute has passed, since each takes Ray
-            two seconds. After the last epoch there is one in any case.
+        validate_every: As in `hypertune_mip.fit`.
+        validation_settings: As in `hypertune_mip.fit`.
+        checkpoint_every: Epochs between checkpoints. None waits until half a minute has passed, since Ray takes in one
+            every two seconds at most. After the last epoch there is one in any case.
 
     Raises:
         OptionError: If an option is invalid, a name is taken, or GPUs are asked for where the cluster has none.
@@ -94,7 +110,8 @@ def fit(
         ray.train.TrainingFailedError: If workers failed more often than `run_config` allows.
 
     Warns:
-        HypertuneWarning: As in `hypertune_mip.fit`; or if a damaged checkpoint is passed over.
+        HypertuneWarning: As in `hypertune_mip.fit`; if a damaged checkpoint is passed over; or if the cluster has fewer
+            resources than are asked for, so that Ray waits.
     """
     if checkpoint_every is not None:
         at_least(1, checkpoint_every=checkpoint_every)
@@ -144,8 +161,7 @@ def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig,
     for field in dataclasses.fields(job):
         check_can_be_sent(getattr(job, field.name), f"`{field.name}`")
     connect()
-    if scaling.use_gpu and not ray.cluster_resources().get("GPU"):
-        raise OptionError("`scaling_config` asks for GPUs, but the Ray cluster has none. Pass use_gpu=False.")
+    check_resources(scaling)
     with delivered(job.options.epochs, progress=progress) as sender:
         trainer: Any = ray.train.torch.TorchTrainer(
             work,
