@@ -133,7 +133,7 @@ def _ray(shape: tuple[int, int], steps: int, epochs: int) -> float:
     import hypertune_mip_ray as ht_ray
 
     if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         surrogate = ht_ray.fit(
             _hypernet(),

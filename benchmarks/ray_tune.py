@@ -17,7 +17,7 @@ from benchmarks.optuna_rate import make_surrogate, surrogate_rates
 def run(smoke: bool = False) -> dict[str, Any]:
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         return results.write("ray_tune", _measured(smoke), smoke=smoke)
     finally:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow.fs
 from ray.train import Checkpoint, RunConfig
@@ -34,7 +34,7 @@ class RunFolder(NamedTuple):
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
 
-def run_folder(config: RunConfig, *, resume: bool) -> RunFolder:
+def run_folder(config: RunConfig, *, resume: bool | Literal["auto"]) -> RunFolder:
     """Where a run is kept: Ray would go on with one of the same name without a word, also with one that is finished.
 
     Raises:
@@ -45,16 +45,16 @@ def run_folder(config: RunConfig, *, resume: bool) -> RunFolder:
         if "://" not in root:
             root = Path(root).expanduser().absolute().as_uri()
         filesystem, root = pyarrow.fs.FileSystem.from_uri(root)
-    folder = RunFolder(filesystem, f"{root}/{config.name}")
-    exists = filesystem.get_file_info(folder.path).type != pyarrow.fs.FileType.NotFound
+    path = f"{root}/{config.name}"
+    exists = filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
     if exists and not resume:
         raise OptionError(
             f"The run '{config.name}' exists in '{config.storage_path}'. Pass resume=True to go on with it, or a"
             " RunConfig with another name."
         )
-    if resume and not exists:
+    if resume is True and not exists:
         raise OptionError(f"There is no run '{config.name}' in '{config.storage_path}' to resume.")
-    return folder
+    return RunFolder(filesystem, path)
 
 
 @contextmanager

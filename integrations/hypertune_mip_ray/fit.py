@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -37,7 +38,7 @@ def fit(
     *,
     scaling_config: ScalingConfig | None = None,
     run_config: RunConfig | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     batch_size: int | None = None,
     shuffle_buffer: int | None = None,
     metric: Metric | None = None,
@@ -79,7 +80,8 @@ def fit(
         scaling_config: How many workers, and whether with GPUs; None is one. A range of workers makes Ray go on with
             fewer while a node is missing. 0 trains in this process, to find errors.
         run_config: Name, storage, failures, checkpoints to keep. None takes a fresh name below `~/ray_results`.
-        resume: Whether to go on with the run of that name in that storage. Without it a name that exists is refused.
+        resume: Whether to go on with the run of that name in that storage; "auto" does if there is one. Without it a
+            name that exists is refused.
         batch_size: Of each worker, for a `ray.data.Dataset` only.
         shuffle_buffer: For a `ray.data.Dataset` only: examples among which the order is drawn anew each epoch.
         metric: As in `hypertune_mip.fit`.
@@ -149,7 +151,7 @@ def fit(
         checkpoint_seconds=_PAUSE if checkpoint_every is None else 0.0,
     )
     if workers == 0:
-        surrogate = _fit_here(job, storage, data, resume=resume, progress=progress)
+        surrogate = _fit_here(job, storage, data, progress=progress)
     else:
         surrogate = _fit_there(job, storage, data, scaling, progress=progress)
     surrogate.train_loader = data.of_driver
@@ -190,21 +192,18 @@ def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig,
         history=history,
         budget=Budget(epochs=options.epochs, optimizer=options.optimizer, schedule=options.schedule),
     )
-    if job.metric is not None:
+    if job.metric is not None and job.val_loader is not None:
         warn_of_no_response(surrogate.responses(bases=2), unread)
     return surrogate
 
 
-def _fit_here(job: Job, storage: RunConfig, data: Data, *, resume: bool, progress: bool) -> Surrogate:
+def _fit_here(job: Job, storage: RunConfig, data: Data, *, progress: bool) -> Surrogate:
     """In this process, with Ray's context around it."""
     if not job.folder.is_local:
         raise OptionError("With num_workers=0 the storage of `run_config` must be on this machine.")
-    options = {
-        **vars(job.options),
-        "checkpoint": f"{job.folder.path}/{IN_THIS_PROCESS}",
-        "resume": resume,
-        "progress": progress,
-    }
+    resume = any(Path(job.folder.path).glob("checkpoint_*"))  # the folder of a new run does not exist
+    checkpoint = f"{job.folder.path}/{IN_THIS_PROCESS}"
+    options = {**vars(job.options), "checkpoint": checkpoint, "resume": resume, "progress": progress}
 
     def here() -> Surrogate:
         loader = own_loader(job.train_loader, rank=0, world_size=1)
