@@ -7,6 +7,7 @@ import importlib
 import json
 
 NAMES = ("cheap", "instant", "right", "steady", "defaults", "optuna_rate", "exact", "rates", "trust", "search")
+NAMES += ("ray_kills", "ray_steps", "ray_tune")
 
 
 def main() -> None:

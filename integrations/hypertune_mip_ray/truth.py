@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import ray
 import torch
 
-from hypertune_mip import Truth
+from hypertune_mip import HypertuneWarning, Truth
 from hypertune_mip.training.options import at_least
 from hypertune_mip.verification.truth import InThisProcess, Runs
 from hypertune_mip_ray.cluster import check_can_be_sent, connect, own_error
@@ -31,8 +33,8 @@ def in_parallel(
 
     Args:
         truth: As from `Surrogate.truth`; its loss, loaders and network are sent to the tasks.
-        tasks: How many at a time, with settings to share; None is as many as the cluster has resources for. Networks
-            that can be stacked are stacked within a task.
+        tasks: How many at a time; None is as many as the cluster has resources for. Networks that can be stacked are
+            stacked within a task.
         resources_per_task: As Ray names them, fractions of a GPU included; None is one CPU. With a GPU the training
             runs there.
         max_retries: Of a task that is lost.
@@ -71,31 +73,41 @@ class _Tasks:
         }
 
     def __call__(self, truth: Truth, work: Iterable[Runs]) -> Iterator[tuple[Runs, Results]]:
-        """All at once, as far as the cluster has room; results as they come."""
+        """As many at a time as there are parts; results as they come."""
         own = truth.on("cpu")  # which every machine has; a task moves it to its GPU
         own.executor = InThisProcess()
         check_can_be_sent(own, "`truth`")
         shared = ray.put(own)
         task: Any = ray.remote(_carry_out).options(**self._options)
-        pending = {task.remote(shared, runs): runs for runs in work}
+        waiting = iter(work)
+        pending: dict[Any, Runs] = {}
         try:
-            while pending:
+            while True:
+                pending |= {task.remote(shared, runs): runs for runs in islice(waiting, self.parts - len(pending))}
+                if not pending:
+                    return
                 (done,), _ = ray.wait(list(pending), num_returns=1)
                 runs = pending.pop(done)
                 try:
-                    results, seconds = ray.get(done)
+                    results, seconds, messages = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     raise own_error(error) or error from None
                 truth.seconds += seconds
+                for message in messages:
+                    warnings.warn(message, HypertuneWarning, stacklevel=4)
                 yield runs, results
         finally:
             for each in pending:
                 ray.cancel(each, force=True)
 
 
-def _carry_out(truth: Truth, runs: Runs) -> tuple[Results, float]:
-    """One task: metrics, and the seconds that training took."""
+def _carry_out(truth: Truth, runs: Runs) -> tuple[Results, float, list[str]]:
+    """One task: metrics, the seconds that training took, and what there was to warn of."""
     if ray.get_gpu_ids() and torch.cuda.is_available():
         truth = truth.on("cuda")
     before = truth.seconds
-    return truth.carry_out(runs), truth.seconds - before
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", HypertuneWarning)
+        results = truth.carry_out(runs)
+    messages = [str(each.message) for each in caught if issubclass(each.category, HypertuneWarning)]
+    return results, truth.seconds - before, messages

@@ -56,13 +56,20 @@ def test_tasks_give_what_this_process_gives_though_one_is_lost(tmp_path: Path) -
     assert "runs=6" in repr(truth(folder=folder))  # a later truth knows them
 
 
-def test_a_fraction_of_a_resource_is_enough_for_a_report(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted:hypertune_mip.HypertuneWarning")
+def test_a_fraction_of_a_resource_is_enough_for_a_report() -> None:
     surrogate = problem.fit(**problem.validation())
     surrogate.train_loader = problem.loader()
     spread = in_parallel(truth(parallel=8), resources_per_task={"CPU": 0.5})
     assert spread.executor.parts == 8  # of the four CPUs
     report = surrogate.verify("error", settings=3, best=0, truth=spread, progress=False)
     np.testing.assert_allclose(report.true["error"], truth().train(report.configs, progress=False)["error"], rtol=1e-4)
+
+
+def test_warnings_of_tasks_arrive_here() -> None:
+    spread = in_parallel(truth(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e9)), tasks=1)
+    with pytest.warns(ht.HypertuneWarning, match="Real training diverged at"):
+        assert np.isnan(spread.train(CONFIGS[:1], progress=False)["error"]).all()
 
 
 def no_metric(model: nn.Module, batch: Any) -> Any:
