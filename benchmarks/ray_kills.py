@@ -33,6 +33,7 @@ from hypertune_mip.storage import load_tree
 EPOCHS, EVERY = 40, 4
 EXAMPLES, BATCH = 1600, 32
 PATIENCE = 300.0  # seconds
+_PLACES: list[tempfile.TemporaryDirectory[str]] = []  # of Ray: files by which it finds a cluster outlive a killed one
 Kind = Literal["worker", "node", "cluster"]
 KINDS: tuple[Kind, ...] = ("worker", "node", "cluster")
 RUNS = {"worker": 8, "node": 4, "cluster": 8}
@@ -41,11 +42,11 @@ RUNS = {"worker": 8, "node": 4, "cluster": 8}
 def run(smoke: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         expected = uninterrupted(Path(folder) / "whole")
-        rows = [
-            killed(kind, seed, Path(folder) / f"{kind}{seed}", expected)
-            for kind in KINDS
-            for seed in range(1 if smoke else RUNS[kind])
-        ]
+        rows = []
+        for kind in KINDS:
+            for seed in range(1 if smoke else RUNS[kind]):
+                rows.append(killed(kind, seed, Path(folder) / f"{kind}{seed}", expected))
+                print(rows[-1], flush=True)
     return results.write("ray_kills", {"epochs": EPOCHS, "checkpoint_every": EVERY, "rows": rows}, smoke=smoke)
 
 
@@ -99,8 +100,9 @@ def killed(kind: Kind, seed: int, folder: Path, expected: list[float]) -> dict[s
 def _start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.ray_kills", str(folder), *options]
     log = (folder / "log").open("ab")
-    # The file by which Ray finds a running cluster outlives one that is killed: each has its own place.
-    environment = {**os.environ, "RAY_TMPDIR": tempfile.mkdtemp(prefix="kill")}
+    place = tempfile.TemporaryDirectory(prefix="kill", ignore_cleanup_errors=True)
+    _PLACES.append(place)
+    environment = {**os.environ, "RAY_TMPDIR": place.name}
     return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parent.parent, env=environment)
 
 

@@ -35,7 +35,7 @@ def job_file() -> Any:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted:hypertune_mip.HypertuneWarning")
+@pytest.mark.filterwarnings("ignore:The surrogate (is not to be trusted|takes no part):hypertune_mip.HypertuneWarning")
 def test_the_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
