@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -64,15 +65,27 @@ def own_error(error: BaseException) -> HypertuneError | None:
     return None
 
 
-def check_can_be_sent(value: Any, name: str) -> None:
-    """Raise DataError, naming the part, if something cannot be sent to other processes."""
-    culprit = _unpicklable(value, name)
-    if culprit is not None:
-        where, error = culprit
-        raise DataError(
-            f"{where} cannot be sent to the workers: {error}. Pass a function that makes the loader there, or leave out"
-            " what cannot be pickled."
-        )
+def sent(value: Any, parts: Mapping[str, Any]) -> Any:
+    """A reference to a value in the object store.
+
+    Args:
+        value: To send.
+        parts: Of the value, by the names that users know.
+
+    Raises:
+        DataError: If it cannot be pickled; it names the part, down to the attribute.
+    """
+    try:
+        return ray.put(value)
+    except Exception as error:
+        for name, part in parts.items():
+            if culprit := _unpicklable(part, f"`{name}`"):
+                where, reason = culprit
+                raise DataError(
+                    f"{where} cannot be sent to the workers: {reason}. Pass a function that makes the loader there, or"
+                    " leave out what cannot be pickled."
+                ) from error
+        raise
 
 
 def _unpicklable(value: Any, where: str) -> tuple[str, Exception] | None:

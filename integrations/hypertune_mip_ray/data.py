@@ -75,7 +75,7 @@ class ShardOf:
         return DatasetBatches(ray.train.get_dataset_shard(SHARD), self.batch_size, own, self.shuffle_buffer)
 
 
-def own_loader(given: DataLoader[Any] | LoaderFactory, rank: int, world_size: int) -> Iterable[Any]:
+def own_loader(given: DataLoader[Any] | LoaderFactory, rank: int, world_size: int, *, seed: int) -> Iterable[Any]:
     """This worker's part of the data: of a loader's, or what a function makes."""
     if not isinstance(given, DataLoader):
         return given()
@@ -86,6 +86,7 @@ def own_loader(given: DataLoader[Any] | LoaderFactory, rank: int, world_size: in
         num_replicas=world_size,
         rank=rank,
         shuffle=isinstance(given.sampler, RandomSampler),
+        seed=seed,
         drop_last=True,
     )
     return DataLoader(
@@ -96,7 +97,10 @@ def own_loader(given: DataLoader[Any] | LoaderFactory, rank: int, world_size: in
         collate_fn=given.collate_fn,
         pin_memory=given.pin_memory,
         drop_last=given.drop_last,
+        timeout=given.timeout,
         worker_init_fn=given.worker_init_fn,
+        prefetch_factor=given.prefetch_factor,
+        persistent_workers=given.persistent_workers,
     )
 
 

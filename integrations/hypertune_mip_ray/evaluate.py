@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from hypertune_mip import OptionError, Surrogate
 from hypertune_mip_ray.cluster import connect
 
+_RETRIES = 3  # of an actor that is lost, and of what it was asked
 _CHUNK = 4096  # settings a call: large enough that calls cost nothing, small enough for a bar that moves
 
 
@@ -53,6 +54,7 @@ def evaluate_batch(
         actors = max(1, int(ray.cluster_resources().get("CPU", 1)))
     resources = dict(resources_per_actor or {"CPU": 1})
     options = {"num_cpus": resources.pop("CPU", 0), "num_gpus": resources.pop("GPU", 0), "resources": resources}
+    options |= {"max_restarts": _RETRIES, "max_task_retries": _RETRIES}
     shared = ray.put(surrogate)
     actor: Any = _Evaluator
     pool = ActorPool([actor.options(**options).remote(shared) for _ in range(min(actors, len(chunks)))])

@@ -23,7 +23,7 @@ from hypertune_mip.training.checkpoint import load_result
 from hypertune_mip.training.options import Callback, OptimizerFactory, ScheduleFactory, at_least
 from hypertune_mip.verification.response import warn_of_no_response
 from hypertune_mip_ray.checkpoints import IN_THIS_PROCESS, run_folder
-from hypertune_mip_ray.cluster import check_can_be_sent, check_resources, connect, own_error
+from hypertune_mip_ray.cluster import check_resources, connect, own_error, sent
 from hypertune_mip_ray.data import Data, LoaderFactory, own_loader, prepared
 from hypertune_mip_ray.mailbox import delivered
 from hypertune_mip_ray.worker import Job, work
@@ -160,14 +160,14 @@ def fit(
 
 def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig, *, progress: bool) -> Surrogate:
     """On Ray's workers."""
-    for field in dataclasses.fields(job):
-        check_can_be_sent(getattr(job, field.name), f"`{field.name}`")
     connect()
     check_resources(scaling)
+    job.hypernet.to("cpu")
     with delivered(job.options.epochs, progress=progress) as sender:
+        everything = sent(dataclasses.replace(job, sender=sender), vars(job))
         trainer: Any = ray.train.torch.TorchTrainer(
             work,
-            train_loop_config={"job": ray.put(dataclasses.replace(job, sender=sender))},
+            train_loop_config={"job": everything},
             scaling_config=scaling,
             run_config=storage,
             datasets=data.datasets,
@@ -206,7 +206,7 @@ def _fit_here(job: Job, storage: RunConfig, data: Data, *, progress: bool) -> Su
     options = {**vars(job.options), "checkpoint": checkpoint, "resume": resume, "progress": progress}
 
     def here() -> Surrogate:
-        loader = own_loader(job.train_loader, rank=0, world_size=1)
+        loader = own_loader(job.train_loader, rank=0, world_size=1, seed=job.options.seed)
         return fit_in_one_process(
             job.hypernet, job.loss, loader, metric=job.metric, val_loader=job.val_loader, **options
         )

@@ -14,7 +14,7 @@ import torch
 from hypertune_mip import HypertuneWarning, Truth
 from hypertune_mip.training.options import at_least
 from hypertune_mip.verification.truth import InThisProcess, Runs
-from hypertune_mip_ray.cluster import check_can_be_sent, connect, own_error
+from hypertune_mip_ray.cluster import connect, own_error, sent
 
 Results = list[dict[str, float]]
 
@@ -76,8 +76,7 @@ class _Tasks:
         """As many at a time as there are parts; results as they come."""
         own = truth.on("cpu")  # which every machine has; a task moves it to its GPU
         own.executor = InThisProcess()
-        check_can_be_sent(own, "`truth`")
-        shared = ray.put(own)
+        shared = sent(own, {"truth": own})
         task: Any = ray.remote(_carry_out).options(**self._options)
         waiting = iter(work)
         pending: dict[Any, Runs] = {}

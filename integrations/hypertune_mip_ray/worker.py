@@ -56,7 +56,7 @@ def work(config: dict[str, Any]) -> None:
     sender = job.sender
     assert sender is not None
     context = ray.train.get_context()
-    loader = own_loader(job.train_loader, context.get_world_rank(), context.get_world_size())
+    loader = own_loader(job.train_loader, context.get_world_rank(), context.get_world_size(), seed=job.options.seed)
     strategy = RayStrategy(loader, job.options.epochs, job.checkpoint_seconds)
     hypernet = job.hypernet.to(ray.train.torch.get_device())
     expected = ray.train.get_checkpoint() is not None
