@@ -30,8 +30,8 @@ import hypertune_mip as ht
 from benchmarks import results
 from hypertune_mip.storage import load_tree
 
-EPOCHS, EVERY = 40, 4
-EXAMPLES, BATCH = 1600, 32
+EPOCHS, EVERY = 24, 4
+EXAMPLES, BATCH = 800, 32
 PATIENCE = 300.0  # seconds
 _PLACES: list[tempfile.TemporaryDirectory[str]] = []  # of Ray: files by which it finds a cluster outlive a killed one
 Kind = Literal["worker", "node", "cluster"]
