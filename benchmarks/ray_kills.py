@@ -163,8 +163,8 @@ def _train(folder: Path, *, elastic: bool, resume: bool) -> None:
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"  # as long as Ray waits for a node to come back
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1 if elastic else 2})
+    ray.init(address=cluster.address, log_to_driver=False)  # before there is a second node: the driver's is the first
     node = cluster.add_node(num_cpus=1) if elastic else cluster.head_node
-    ray.init(address=cluster.address, log_to_driver=False)
 
     def executioner() -> None:
         while not (folder / "kill").exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import ray
@@ -39,10 +39,8 @@ class Sender:
 
     def _put(self, news: tuple[int, float] | str) -> None:
         """The mailbox may be gone, but news must never stop training."""
-        try:
+        with suppress(ray.exceptions.RayError):
             self.mailbox.put(news)
-        except ray.exceptions.RayError:
-            pass
 
 
 @contextmanager
@@ -72,6 +70,8 @@ def delivered(epochs: int, *, progress: bool) -> Iterator[Sender]:
                     read(mailbox.get(timeout=_POLL))
                 except Empty:
                     continue
+                except ray.exceptions.RayError:  # the mailbox is gone, but the workers need not be
+                    return
 
         thread = threading.Thread(target=keep_reading, daemon=True)
         thread.start()
@@ -80,8 +80,9 @@ def delivered(epochs: int, *, progress: bool) -> Iterator[Sender]:
         finally:
             stop.set()
             thread.join()
-            for news in mailbox.get_nowait_batch(mailbox.qsize()):
-                read(news)
-            mailbox.shutdown(force=True)
+            with suppress(ray.exceptions.RayError):
+                for news in mailbox.get_nowait_batch(mailbox.qsize()):
+                    read(news)
+                mailbox.shutdown(force=True)
             for message in messages:
                 warnings.warn(message, HypertuneWarning, stacklevel=4)
