@@ -28,6 +28,10 @@ BATCH, SETTINGS = 128, 8  # of the whole step
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
+    import ray
+
+    os.environ["RAY_worker_niceness"] = "0"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     steps, epochs, rounds = (4, 2, 1) if smoke else (40, 6, 5)
@@ -35,6 +39,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         rows = [_round(steps, epochs) for _ in range(rounds)]
     finally:
         torch.set_num_threads(threads)
+        ray.shutdown()
     middle = lambda over, under: statistics.median(r[over] / r[under] for r in rows)  # noqa: E731
     content = {
         "parameters": sum(p.numel() for p in _hypernet().parameters()),
@@ -126,14 +131,10 @@ def _plain_worker(rank: int, folder: str, shape: tuple[int, int], steps: int, ep
 
 
 def _ray(shape: tuple[int, int], steps: int, epochs: int) -> float:
-    os.environ["RAY_worker_niceness"] = "0"
-    import ray
     from ray.train import RunConfig, ScalingConfig
 
     import hypertune_mip_ray as ht_ray
 
-    if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         surrogate = ht_ray.fit(
             _hypernet(),
