@@ -35,7 +35,7 @@ EXAMPLES, BATCH = 800, 32
 PATIENCE = 300.0  # seconds
 _PLACES: list[tempfile.TemporaryDirectory[str]] = []  # of Ray: files by which it finds a cluster outlive a killed one
 Kind = Literal["worker", "node", "cluster"]
-KINDS: tuple[Kind, ...] = ("worker", "cluster", "node")
+KINDS: tuple[Kind, ...] = ("node", "worker", "cluster")
 RUNS = {"worker": 8, "node": 4, "cluster": 8}
 
 
