@@ -323,6 +323,7 @@ def ray_kills() -> str:
         "epochs repeated, at most", "until training goes on",
     ]  # fmt: skip
     note = f"\n\nTwo workers, {document['epochs']} epochs, a checkpoint every {document['checkpoint_every']}."
+    note += " Ray waited 10 s for a lost node to come back (its default is 60 s)."
     return table(header, lines) + note + environment(document)
 
 
@@ -373,7 +374,9 @@ def ray_tune() -> str:
         ["`Surrogate.evaluate_units` in one process", f"{rates['in_this_process']:,.0f}"],
         ["`ht_ray.evaluate_batch` on two actors, their start included", f"{rates['two_actors']:,.0f}"],
     ]
-    return table(["", "settings a second"], lines) + environment(d)
+    load = max(d["load_average"])
+    note = f"\n\nThe load of the machine was up to {load:.1f}; above 2, the cores were shared with other work."
+    return table(["", "settings a second"], lines) + note + environment(d)
 
 
 def _middle(runs: list[dict[str, Any]], *, before: int) -> list[float]:
