@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all check lint types layers format wheel demo fashion bench bench-venv \
+.PHONY: help venv test test-ray test-all check lint types layers format wheel demo fashion bench bench-venv \
 	bench-smoke docs-tables clean
 
 help:  ## list the targets
@@ -25,6 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: venv  ## the tests that every change must pass
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not ray"
+
+test-ray: venv  ## tests that start Ray on this machine; some minutes
+	$(BIN)/python -m pytest -q -m "ray and not slow and not gpu"
 
 test-all: venv  ## all tests; those whose device or extra is missing skip themselves
 	$(BIN)/python -m pytest -q

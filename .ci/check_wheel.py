@@ -2,10 +2,12 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 from pathlib import Path
 
-PACKAGES = ("hypertune_mip", "hypertune_mip_optuna")
+PACKAGES = ("hypertune_mip", "hypertune_mip_optuna", "hypertune_mip_ray")
+WITHOUT_EXTRA = {"hypertune_mip_ray": "hypertune-mip[ray]"}  # what the message has to name
 
 
 def main() -> None:
@@ -16,9 +18,14 @@ def main() -> None:
         sys.exit(f"The wheel must install exactly {sorted(PACKAGES)}, but got {sorted(top_level)}.")
 
     for name in PACKAGES:
-        module = importlib.import_module(name)
-        if not Path(module.__file__ or "").with_name("py.typed").is_file():
+        spec = importlib.util.find_spec(name)
+        if spec is None or not Path(spec.origin or "").with_name("py.typed").is_file():
             sys.exit(f"{name!r} must ship py.typed, but the file is missing.")
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            if name not in WITHOUT_EXTRA or WITHOUT_EXTRA[name] not in str(error):
+                raise
 
     version = importlib.metadata.version("hypertune-mip")
     print(f"The wheel of hypertune-mip {version} installs and imports {', '.join(PACKAGES)}.")

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import numpy as np
 import torch
 
 FOLDER = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "optuna", "numpy", "scipy", "scikit-learn")
+_PACKAGES = ("torch", "optuna", "numpy", "scipy", "scikit-learn", "ray")
 
 
 def environment() -> dict[str, Any]:
     """Versions and device."""
     return {
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: version(name) for name in _PACKAGES if name != "ray" or find_spec("ray") is not None},
         "python": platform.python_version(),
         "device": "cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name(),
         "cores": os.cpu_count(),

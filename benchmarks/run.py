@@ -18,6 +18,9 @@ NAMES = (
     "cost",
     "trust",
     "search",
+    "ray_kills",
+    "ray_steps",
+    "ray_tune",
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+NEEDS_RAY = ROOT / "docs" / "cluster.md"  # tests/ray runs it
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
@@ -25,7 +26,7 @@ def blocks(path: Path) -> list[tuple[int, str]]:
 
 # The documents train briefly.
 @pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted:hypertune_mip.HypertuneWarning")
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path)], ids=name)
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path) and path != NEEDS_RAY], ids=name)
 def test_code_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)

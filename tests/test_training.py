@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torch.utils.data import RandomSampler
 
 import hypertune_mip as ht
+from hypertune_mip.training import cosine
 from hypertune_mip.training.settings import SettingsStream
 from hypertune_mip.training.step import automatic_settings, plan, split_batch
 
@@ -148,6 +149,7 @@ RUNS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "oversampled ends": (loader, {"endpoints": 0.3}),
     "validation": (loader, {**validation(), "validate_every": 1}),
     "seeded": (loader, {"seed": 3}),
+    "accumulated": (partial(loader, batch_size=2), {"accumulate": 3}),
 }
 
 
@@ -314,6 +316,35 @@ def test_clipping_bounds_the_whole_gradient() -> None:
     norms.clear()
     fit(optimizer=partial(Watched, lr=0.01))
     assert max(norms) > 0.1
+
+
+def test_accumulated_batches_are_one_large_batch() -> None:
+    """Twice two settings on eight examples are four on sixteen."""
+    x, y = data(32).tensors
+    options: dict[str, Any] = {"optimizer": partial(torch.optim.SGD, lr=0.05), "normalize": False}
+    nets = [hypernet(network=plain_network(), space=ht.SearchSpace({"decay": SPACE["decay"]})) for _ in range(3)]
+    large, small = (list(zip(x.split(size), y.split(size), strict=True)) for size in (16, 8))
+    whole = fit(nets[0], train_loader=large, settings_per_step=4, **options)
+    summed = fit(nets[1], train_loader=small, settings_per_step=2, accumulate=2, **options)
+    assert [r["step"] for r in summed.history] == [r["step"] for r in whole.history] == [2, 4, 6]
+    assert not same_state(nets[0], nets[2])
+    torch.testing.assert_close(nets[0].state_dict(), nets[1].state_dict(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_step_of_an_epoch_takes_the_batches_that_are_left() -> None:
+    assert fit(train_loader=loader(batch_size=2), accumulate=4).history[-1]["step"] == 3 * 3  # 10 batches: 4, 4 and 2
+
+
+@pytest.mark.parametrize("schedule", [cosine, warm_up_then_cosine])
+def test_a_run_resumed_with_another_number_of_batches_keeps_the_schedule(tmp_path: Path, schedule: Any) -> None:
+    """As after a change in the number of workers."""
+    with pytest.raises(InterruptedByTest):
+        fit(epochs=4, checkpoint=tmp_path, callbacks=[interrupt_at(3)], schedule=schedule)
+    options = {"epochs": 4, "train_loader": loader(batch_size=4), "schedule": schedule}
+    resumed = fit(checkpoint=tmp_path, resume=True, **options)
+    rates = [record["learning_rate"] for record in resumed.history]
+    assert rates[2:] == pytest.approx([r["learning_rate"] for r in fit(**options).history[2:]], rel=1e-6, abs=1e-12)
+    assert [record["step"] for record in resumed.history] == [3, 6, 11, 16]
 
 
 @pytest.mark.parametrize("factory", [torch.optim.AdamW, torch.optim.RMSprop, partial(torch.optim.SGD, nesterov=False)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import hypertune_mip as ht
 from hypertune_mip.verification.initialization import reinitialized
+from hypertune_mip.verification.truth import Runs
 from tests import small_problem as problem
 
 TOLERANCE = 1e-5
@@ -242,3 +244,29 @@ def test_fresh_weights() -> None:
     assert bool((first.attention.out_proj.bias == 0).all())  # as MultiheadAttention starts, not as Linear does
     assert not torch.equal(first.attention.in_proj_weight, other.attention.in_proj_weight)
     assert bool((network.norm.weight == 3).all())
+
+
+class Backwards:
+    """An executor that wants many small parts, and answers in an order of its own."""
+
+    parts = 3
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, truth: ht.Truth, work: Iterable[Runs]) -> Iterator[tuple[Runs, list[dict[str, float]]]]:
+        for runs in reversed(list(work)):
+            self.sizes.append(len(runs.configs))
+            yield runs, truth.on("cpu").carry_out(runs)
+
+
+@pytest.mark.parametrize("parallel", [1, 16])
+def test_an_executor_may_divide_the_work_and_answer_in_any_order(parallel: int) -> None:
+    spread = truth(parallel=parallel)
+    spread.executor = executor = Backwards()
+    measured, alone = (each.train(CONFIGS, seeds=2, progress=False) for each in (spread, truth(parallel=parallel)))
+    assert executor.sizes == ([1] * 6 if parallel == 1 else [1, 2, 1, 2])
+    for name, values in measured.items():
+        np.testing.assert_allclose(values, alone[name], rtol=TOLERANCE)
+    spread.train(CONFIGS, seeds=2, progress=False)
+    assert sum(executor.sizes) == 6  # none is repeated

@@ -32,6 +32,7 @@ def fit(
     optimizer: OptimizerFactory = adam,
     schedule: ScheduleFactory | None = cosine,
     gradient_clip: float | None = None,
+    accumulate: int = 1,
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -62,6 +63,7 @@ def fit(
         optimizer: From parameters to any torch optimiser; the default is Adam at 6e-3.
         schedule: From (optimiser, steps) to a torch schedule that is advanced every step; None keeps the rate.
         gradient_clip: Largest norm of the whole gradient.
+        accumulate: Batches whose gradients are added up before each optimiser step.
         precision: "bfloat16" or "float16" for mixed precision.
         device: "auto" takes CUDA where there is one.
         seed: Of settings, batches and noise.
@@ -92,6 +94,7 @@ def fit(
         optimizer=optimizer,
         schedule=schedule,
         gradient_clip=gradient_clip,
+        accumulate=accumulate,
         precision=precision,
         device=device,
         seed=seed,

@@ -10,9 +10,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hypertune_mip.errors import StorageError
+from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.storage import load_tree, save_tree
 
 _NAME = "checkpoint"
+_KIND = "training checkpoint"
 
 
 def save_checkpoint(
@@ -37,7 +39,7 @@ def save_checkpoint(
         "schedule": _plain(schedule.state_dict()) if schedule is not None else None,
         "progress": progress,
     }
-    save_tree(folder, _NAME, tree, kind="training checkpoint")
+    save_tree(folder, _NAME, tree, kind=_KIND)
 
 
 def load_checkpoint(
@@ -53,7 +55,7 @@ def load_checkpoint(
     Raises:
         StorageError: If the checkpoint cannot be read, or belongs to a run with other settings.
     """
-    tree = load_tree(folder, _NAME, kind="training checkpoint")
+    tree = load_tree(folder, _NAME, kind=_KIND)
     saved = tree["progress"]["fingerprint"]
     different = [key for key, value in fingerprint.items() if saved.get(key) != value]
     if different:
@@ -68,6 +70,26 @@ def load_checkpoint(
         raise StorageError(f"The checkpoint in '{folder}' does not fit this run: {error}") from error
     progress: dict[str, Any] = tree["progress"]
     return progress
+
+
+def check_readable(folder: str | Path) -> None:
+    """Raise StorageError if there is no whole checkpoint in a folder."""
+    load_tree(folder, _NAME, kind=_KIND)
+
+
+def load_result(folder: str | Path, hypernet: HyperNetwork) -> tuple[list[dict[str, Any]], frozenset[str]]:
+    """Put a run's weights into `hypernet` and return its history, and the hyperparameters that nothing has read.
+
+    Raises:
+        StorageError: If the checkpoint cannot be read, or was written for another hypernetwork.
+    """
+    tree = load_tree(folder, _NAME, kind=_KIND)
+    try:
+        hypernet.load_state_dict(tree["hypernet"])
+    except RuntimeError as error:
+        raise StorageError(f"The checkpoint in '{folder}' does not fit this hypernetwork: {error}") from error
+    progress = tree["progress"]
+    return progress["history"], frozenset(hypernet.space) - set(progress["reads"])
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,7 +117,7 @@ class _Run:
             rank=strategy.rank,
             world_size=strategy.world_size,
         )
-        self.total = total_steps(loader, options.epochs, options.schedule)
+        self.total = total_steps(loader, options.epochs, options.schedule, accumulate=options.accumulate)
         self.optimizer = options.optimizer([p for p in hypernet.parameters() if p.requires_grad])
         balanced = options.normalize and hypernet.residual
         self.pace = Pace(self.optimizer, hypernet.network, active=balanced)
@@ -156,22 +157,28 @@ class _Run:
         device = self.hypernet.device
         check_every = _CHECK_EVERY_ON_CUDA if device.type == "cuda" else 1
         good = {name: tensor.clone() for name, tensor in self.hypernet.state_dict().items()}
-        start, batches, total = time.perf_counter(), 0, torch.zeros((), device=device)
+        start, batches, steps, total = time.perf_counter(), 0, 0, torch.zeros((), device=device)
         unchecked: list[tuple[Tensor, Tensor]] = []
-        for batch in self.loader:
-            units, losses = self._losses(to_device(batch, device))
-            everywhere = self.strategy.gather(
-                torch.cat([units.to(device), losses.detach().to(units.dtype).unsqueeze(1)], 1)
-            )
-            seen = everywhere[:, :-1], everywhere[:, -1]
-            unchecked.append(seen)
-            batches += 1
-            if batches % check_every == 0:
-                self._check_finite(unchecked, good, epoch)
-                bar.set_postfix(epoch=epoch, loss=f"{float(losses.detach().mean()):.4g}", refresh=False)
-            self._update(losses, *seen, progress=self._progress(epoch, batches - 1))
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch, share, last in grouped(self.loader, self.options.accumulate):
+            progress = self._progress(epoch, steps)
+            with nullcontext() if last else self.strategy.apart(self.prepared):
+                units, losses = self._losses(to_device(batch, device))
+                everywhere = self.strategy.gather(
+                    torch.cat([units.to(device), losses.detach().to(units.dtype).unsqueeze(1)], 1)
+                )
+                seen = everywhere[:, :-1], everywhere[:, -1]
+                unchecked.append(seen)
+                batches += 1
+                if batches % check_every == 0:
+                    self._check_finite(unchecked, good, epoch)
+                    bar.set_postfix(epoch=epoch, loss=f"{float(losses.detach().mean()):.4g}", refresh=False)
+                self._backward(losses, *seen, progress=progress, share=share)
             total += seen[1].mean()
-            bar.update()
+            if last:
+                self._update(progress)
+                steps += 1
+                bar.update()
         self._check_finite(unchecked, good, epoch)
         if batches == 0:
             raise DataError(
@@ -180,7 +187,7 @@ class _Run:
             )
         return {
             "epoch": epoch,
-            "step": self.steps + batches,
+            "step": self.steps + steps,
             "loss": float(total / batches),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - start,
@@ -201,13 +208,15 @@ class _Run:
             losses = self.prepared(units, batch, split)
         return units, losses if losses.dtype == torch.float64 else losses.float()
 
-    def _update(self, losses: Tensor, units: Tensor, everywhere: Tensor, *, progress: float) -> None:
-        """One optimiser step: own losses, weighted among the units and losses of all workers."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def _backward(self, losses: Tensor, units: Tensor, everywhere: Tensor, *, progress: float, share: float) -> None:
+        """Add this batch's share to the gradients: own losses, weighted among the units and losses of all workers."""
         weights = self.weights(everywhere, self.hypernet.encoded(units), progress=progress).to(losses.dtype)
         own = weights.chunk(self.strategy.world_size)[self.strategy.rank]
         total = (losses * own).sum() * self.strategy.world_size  # gradients are the mean over workers
-        self.scaler.scale(total).backward()
+        self.scaler.scale(total * share).backward()
+
+    def _update(self, progress: float) -> None:
+        """One step of optimiser and schedule."""
         if self.options.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.hypernet.parameters(), self.options.gradient_clip)
@@ -215,6 +224,7 @@ class _Run:
             self.scaler.step(self.optimizer)
         scale = self.scaler.get_scale()
         self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
         skipped = self.scaler.get_scale() < scale  # float16 overflowed, so the optimiser made no step
         if self.schedule is not None and not skipped:
             self.schedule.step()
@@ -223,7 +233,10 @@ class _Run:
         """Share of training that is over at a step of an epoch; by whole epochs where the loader has no length."""
         if self.total is None:
             return (epoch - 1) / self.options.epochs
-        return (self.steps + step) / self.total
+        return ((epoch - 1) * self._steps_per_epoch(self.total) + step) / self.total
+
+    def _steps_per_epoch(self, total: int) -> int:
+        return total // self.options.epochs
 
     def _check_finite(self, unchecked: list[tuple[Tensor, Tensor]], good: dict[str, Tensor], epoch: int) -> None:
         for units, losses in unchecked:
@@ -278,6 +291,7 @@ class _Run:
             "scaler": self.scaler.state_dict(),
             "reads": sorted(self.step.reads),
             "history": self.history,
+            "total": self.total,
         }
         save_checkpoint(folder, self.hypernet, self.optimizer, self.schedule, progress)
 
@@ -292,6 +306,30 @@ class _Run:
         self.scaler.load_state_dict(progress["scaler"])
         self.step.reads.update(progress["reads"])
         self.history = progress["history"]
+        if self.schedule is not None and self.total is not None and progress["total"] != self.total:
+            self._rebuild_schedule(self.total)
+
+    def _rebuild_schedule(self, total: int) -> None:
+        """With another number of workers an epoch has another number of steps: go on from the same share of them."""
+        assert self.options.schedule is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.pop("initial_lr", group["lr"])
+        self.schedule = self.options.schedule(self.optimizer, total)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that no optimiser step came before
+            for _ in range(len(self.history) * self._steps_per_epoch(total)):
+                self.schedule.step()
+
+
+def grouped(loader: Iterable[Any], size: int) -> Iterator[tuple[Any, float, bool]]:
+    """Batches, each with its share of an optimiser step of `size` batches and whether it is the step's last.
+
+    The last step of an epoch may have fewer batches.
+    """
+    batches = iter(loader)
+    while group := list(islice(batches, size)):
+        for index, batch in enumerate(group, start=1):
+            yield batch, 1 / len(group), index == len(group)
 
 
 def _validation(evaluator: Evaluator, options: Options) -> Record:

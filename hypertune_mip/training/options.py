@@ -46,6 +46,7 @@ class Options:
     optimizer: OptimizerFactory = adam
     schedule: ScheduleFactory | None = cosine
     gradient_clip: float | None = None
+    accumulate: int = 1
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | torch.device = "auto"
     seed: int = 0
@@ -60,7 +61,7 @@ class Options:
     def __post_init__(self) -> None:
         """Validate."""
         at_least(1, epochs=self.epochs, validation_settings=self.validation_settings)
-        at_least(1, checkpoint_every=self.checkpoint_every)
+        at_least(1, checkpoint_every=self.checkpoint_every, accumulate=self.accumulate)
         if self.settings_per_step != "auto":
             at_least(1, settings_per_step=self.settings_per_step)
         if self.validate_every is not None:
@@ -84,8 +85,10 @@ class Options:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def total_steps(loader: Iterable[Any], epochs: int, schedule: ScheduleFactory | None) -> int | None:
-    """Steps of a whole run, or None where the loader has no length.
+def total_steps(
+    loader: Iterable[Any], epochs: int, schedule: ScheduleFactory | None, *, accumulate: int = 1
+) -> int | None:
+    """Optimiser steps of a whole run, each of `accumulate` batches, or None where the loader has no length.
 
     Raises:
         OptionError: If a schedule needs to know.
@@ -102,7 +105,7 @@ def total_steps(loader: Iterable[Any], epochs: int, schedule: ScheduleFactory | 
         return None
     if length == 0:
         raise DataError("The training loader holds no batch. Is the data set smaller than one batch with drop_last?")
-    return length * epochs
+    return -(-length // accumulate) * epochs
 
 
 def at_least(low: int, **values: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,9 @@ class Strategy(Protocol):
 
     def prepare(self, step: nn.Module) -> nn.Module:
         """The training step, wrapped so that its gradients are the mean over workers."""
+
+    def apart(self, step: nn.Module) -> AbstractContextManager[None]:
+        """A block in which gradients of the prepared step add up on each worker, for a later step to share."""
 
     def gather(self, values: Float[Tensor, "N ..."]) -> Float[Tensor, "WN ..."]:
         """The values of all workers, in the order of their ranks; no gradient flows through them."""
@@ -51,6 +55,10 @@ class SingleProcess:
     def prepare(self, step: nn.Module) -> nn.Module:
         """The step as it is."""
         return step
+
+    def apart(self, step: nn.Module) -> AbstractContextManager[None]:
+        """Nothing to do."""
+        return nullcontext()
 
     def gather(self, values: Float[Tensor, "N ..."]) -> Float[Tensor, "WN ..."]:
         """The values as they are."""

@@ -8,10 +8,10 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,40 @@ class Budget:
     epochs: int
     optimizer: OptimizerFactory = adam
     schedule: ScheduleFactory | None = cosine
+
+
+class Runs(NamedTuple):
+    """Real trainings that are carried out together.
+
+    Args:
+        configs: One for each, native values.
+        seed: Of all.
+        common: As in `Truth.train`.
+    """
+
+    configs: list[dict[str, Value]]
+    seed: int
+    common: bool
+
+
+class Executor(Protocol):
+    """Carries out real trainings, in this process or elsewhere."""
+
+    parts: int
+    """How many `Runs` it would like to have at a time."""
+
+    def __call__(self, truth: Truth, work: Iterable[Runs]) -> Iterator[tuple[Runs, list[dict[str, float]]]]:
+        """Give the metrics of each of the `Runs`, from `truth.carry_out`, in any order, as soon as they are known."""
+
+
+class InThisProcess:
+    """Runs after runs."""
+
+    parts = 1
+
+    def __call__(self, truth: Truth, work: Iterable[Runs]) -> Iterator[tuple[Runs, list[dict[str, float]]]]:
+        """See `Executor`."""
+        return ((runs, truth.carry_out(runs)) for runs in work)
 
 
 class Truth:
@@ -125,6 +159,7 @@ class Truth:
         self.device = torch.device(device)
         self.folder = folder
         self.seconds = 0.0
+        self.executor: Executor = InThisProcess()
         self._network = copy.deepcopy(network)
         self._validation = ValidationData(val_loader, self.device)
         self._steps = total_steps(train_loader, epochs, schedule)
@@ -139,6 +174,15 @@ class Truth:
             f"Truth(epochs={self.epochs}, optimizer={self._budget()['optimizer']}, runs={len(self._runs)},"
             f" {'stacked' if self._stacked else 'one after another'})"
         )
+
+    def on(self, device: str | torch.device) -> Truth:
+        """A copy that trains on another device, and knows what has been trained so far."""
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        moved._network = copy.deepcopy(self._network).to(device)
+        moved._validation = ValidationData(self._validation.loader, moved.device)
+        moved._runs = dict(self._runs)
+        return moved
 
     def train(
         self, configs: Sequence[Config], *, seeds: int | Sequence[int] = 1, common: bool = True, progress: bool = True
@@ -169,15 +213,13 @@ class Truth:
             for r, seed in enumerate(numbers)
         }
         total = sum(map(len, missing.values()))
+        work = self._divided({seed: [own[i] for i in rows] for seed, rows in missing.items()}, common)
         with tqdm(total=total, disable=not (progress and total), desc="truth", unit="training") as bar:
-            for seed, rows in missing.items():
-                size = self.parallel if self._stacked else 1
-                for start in range(0, len(rows), size):
-                    part = rows[start : start + size]
-                    results = self._group([own[i] for i in part], seed, common)
-                    self._runs |= {_key(own[i], seed, common): r for i, r in zip(part, results, strict=True)}
-                    self._save()
-                    bar.update(len(part))
+            for runs, results in self.executor(self, work):
+                names = [_key(config, runs.seed, runs.common) for config in runs.configs]
+                self._runs |= dict(zip(names, results, strict=True))
+                self._save()
+                bar.update(len(names))
         return {
             name: np.array([[self._runs[key][name] for key in row] for row in keys]).reshape(len(own), len(numbers))
             for name in next(iter(self._runs.values()), {})
@@ -200,8 +242,19 @@ class Truth:
             network.get_parameter(name).data.copy_(stacked.detach()[0])
         return network.eval()
 
-    def _group(self, configs: list[dict[str, Value]], seed: int, common: bool) -> list[dict[str, float]]:
-        """What runs at several configs with one seed give."""
+    def _divided(self, configs_by_seed: Mapping[int, list[dict[str, Value]]], common: bool) -> Iterator[Runs]:
+        """As few `Runs` as possible, but as many as the executor would like."""
+        wanted = -(-sum(map(len, configs_by_seed.values())) // self.executor.parts)
+        for seed, configs in configs_by_seed.items():
+            start = 0
+            while start < len(configs):
+                size = max(1, min(self.parallel, wanted)) if self._stacked else 1  # which the runs before may change
+                yield Runs(configs[start : start + size], seed, common)
+                start += size
+
+    def carry_out(self, runs: Runs) -> list[dict[str, float]]:
+        """Train for real, whatever has been trained before, and give the metrics of each; what executors call."""
+        configs, seed, common = runs
         starts = self._starts(configs, seed, common=common)
         if self._stacked and len(configs) > 1:
             try:

@@ -1,0 +1,101 @@
+"""Ray as this package starts it where the user has not: no dashboard, and quiet."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.train import ScalingConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from hypertune_mip import DataError, HypertuneError, HypertuneWarning, OptionError
+
+
+def connect() -> None:
+    """Join the cluster that Ray finds, or start one on this machine; a connection of the user's is left as it is."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """For actors that must live as long as the driver does, whatever happens to other nodes."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def check_resources(scaling: ScalingConfig) -> None:
+    """See whether the cluster can hold the workers: Ray itself would wait for ever, without a word.
+
+    Raises:
+        OptionError: If GPUs are asked for, but there are none.
+
+    Warns:
+        HypertuneWarning: If anything else is short, which an autoscaler may change.
+    """
+    has = ray.cluster_resources()
+    if scaling.use_gpu and not has.get("GPU"):
+        raise OptionError("`scaling_config` asks for GPUs, but the Ray cluster has none. Pass use_gpu=False.")
+    each = scaling.resources_per_worker or ({"GPU": 1} if scaling.use_gpu else {"CPU": 1})
+    workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[0]
+    short = [
+        f"{workers * amount:g} {name} of which there are {has.get(name, 0):g}"
+        for name, amount in each.items()
+        if workers * amount > has.get(name, 0)
+    ]
+    if short:
+        warnings.warn(
+            f"`scaling_config` asks for {', '.join(short)}: training starts when the Ray cluster has them.",
+            HypertuneWarning,
+            stacklevel=4,
+        )
+
+
+def own_error(error: BaseException) -> HypertuneError | None:
+    """An error of this project behind one of Ray's, if there is one: it says what to do, without Ray's traceback."""
+    seen: list[Any] = [error]
+    while seen:
+        each = seen.pop()
+        if isinstance(each, HypertuneError) and not isinstance(each, ray.exceptions.RayTaskError):
+            return each
+        seen += [inner for name in ("cause", "_base_exc", "controller_failure") if (inner := getattr(each, name, None))]
+        seen += list(getattr(each, "worker_failures", {}).values())
+    return None
+
+
+def sent(value: Any, parts: Mapping[str, Any]) -> Any:
+    """A reference to a value in the object store.
+
+    Args:
+        value: To send.
+        parts: Of the value, by the names that users know.
+
+    Raises:
+        DataError: If it cannot be pickled; it names the part, down to the attribute.
+    """
+    try:
+        return ray.put(value)
+    except Exception as error:
+        for name, part in parts.items():
+            if culprit := _unpicklable(part, f"`{name}`"):
+                where, reason = culprit
+                raise DataError(
+                    f"{where} cannot be sent to the workers: {reason}. Pass a function that makes the loader there, or"
+                    " leave out what cannot be pickled."
+                ) from error
+        raise
+
+
+def _unpicklable(value: Any, where: str) -> tuple[str, Exception] | None:
+    """The innermost attribute that cannot be pickled, as a path, and why; None if all can."""
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:
+        for name, inner in getattr(value, "__dict__", {}).items():
+            found = _unpicklable(inner, f"{where}.{name}")
+            if found is not None:
+                return found
+        return where, error
+    return None

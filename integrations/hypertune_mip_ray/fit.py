@@ -1,0 +1,218 @@
+"""`fit` on many workers: the training loop of `hypertune_mip.fit`, run by Ray Train."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+from ray.train import RunConfig, ScalingConfig
+from torch.utils.data import DataLoader
+
+from hypertune_mip import Budget, HyperNetwork, OptionError, StorageError, Surrogate
+from hypertune_mip import fit as fit_in_one_process
+from hypertune_mip.evaluation import Metric
+from hypertune_mip.training import Loss, Options, adam, cosine
+from hypertune_mip.training.checkpoint import load_result
+from hypertune_mip.training.options import Callback, OptimizerFactory, ScheduleFactory, at_least
+from hypertune_mip.verification.response import warn_of_no_response
+from hypertune_mip_ray.checkpoints import IN_THIS_PROCESS, run_folder
+from hypertune_mip_ray.cluster import check_resources, connect, own_error, sent
+from hypertune_mip_ray.data import Data, LoaderFactory, own_loader, prepared
+from hypertune_mip_ray.mailbox import delivered
+from hypertune_mip_ray.worker import Job, work
+
+_PAUSE = 30.0  # seconds between checkpoints at least, unless `checkpoint_every` says otherwise
+
+
+def fit(
+    hypernet: HyperNetwork,
+    loss: Loss,
+    train_loader: DataLoader[Any] | LoaderFactory | ray.data.Dataset,
+    *,
+    scaling_config: ScalingConfig | None = None,
+    run_config: RunConfig | None = None,
+    resume: bool | Literal["auto"] = False,
+    batch_size: int | None = None,
+    shuffle_buffer: int | None = None,
+    metric: Metric | None = None,
+    val_loader: Iterable[Any] | None = None,
+    epochs: int = 40,
+    settings_per_step: int | Literal["auto"] = "auto",
+    batching: Literal["auto", "split", "full"] = "auto",
+    endpoints: float = 0.0,
+    normalize: bool = True,
+    optimizer: OptimizerFactory = adam,
+    schedule: ScheduleFactory | None = cosine,
+    gradient_clip: float | None = None,
+    accumulate: int = 1,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    seed: int = 0,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    validate_every: int | None = None,
+    validation_settings: int = 4,
+    checkpoint_every: int | None = None,
+) -> Surrogate:
+    """`hypertune_mip.fit` on the workers of Ray Train, with its failure handling and checkpoints.
+
+    Each worker trains on its own part of the data and its own part of the settings: W workers with batches of B and K
+    settings a step do what one process does with batches of W x B and W x K settings. Losses are weighted over all
+    workers, gradients are averaged by DistributedDataParallel. Checkpoints go to the storage of `run_config`; a run
+    that loses a worker, a node or its driver goes on from the last one.
+
+    `device` and `checkpoint` of `hypertune_mip.fit` are not among the arguments: `scaling_config` says where to train,
+    `run_config` where checkpoints go.
+
+    Args:
+        hypernet: Gets the trained weights at the end, on the CPU; the workers train copies.
+        loss: As in `hypertune_mip.fit`.
+        train_loader: A DataLoader, whose data is divided among the workers while its batch size is that of each; a
+            `ray.data.Dataset`, whose batches are dicts of tensors by column; or a function without arguments that each
+            worker calls for its own loader (`ray.train.get_context()` says which worker it is). All must have as many
+            batches.
+        scaling_config: How many workers, and whether with GPUs; None is one. A range of workers makes Ray go on with
+            fewer while a node is missing. 0 trains in this process, to find errors.
+        run_config: Name, storage, failures, checkpoints to keep. None takes a fresh name below `~/ray_results`.
+        resume: Whether to go on with the run of that name in that storage; "auto" does if there is one. Without it a
+            name that exists is refused.
+        batch_size: Of each worker, for a `ray.data.Dataset` only.
+        shuffle_buffer: For a `ray.data.Dataset` only: examples among which the order is drawn anew each epoch.
+        metric: As in `hypertune_mip.fit`.
+        val_loader: Validation data, for the first worker.
+        epochs: Passes over the data.
+        settings_per_step: Settings K of each worker.
+        batching: As in `hypertune_mip.fit`.
+        endpoints: As in `hypertune_mip.fit`.
+        normalize: As in `hypertune_mip.fit`, over the settings of all workers.
+        optimizer: As in `hypertune_mip.fit`.
+        schedule: As in `hypertune_mip.fit`; with another number of workers it goes on from the same share of training.
+        gradient_clip: As in `hypertune_mip.fit`.
+        accumulate: As in `hypertune_mip.fit`; workers exchange gradients once an optimiser step.
+        precision: As in `hypertune_mip.fit`.
+        seed: As in `hypertune_mip.fit`.
+        progress: Whether to show a bar, in the driver.
+        callbacks: Run in the first worker.
+        validate_every: As in `hypertune_mip.fit`.
+        validation_settings: As in `hypertune_mip.fit`.
+        checkpoint_every: Epochs between checkpoints. None waits until half a minute has passed, since Ray takes in one
+            every two seconds at most. After the last epoch there is one in any case.
+
+    Raises:
+        OptionError: If an option is invalid, a name is taken, or GPUs are asked for where the cluster has none.
+        DataError: If there are more workers than examples, or something cannot be sent to the workers.
+        TrainingError: If a loss is not finite on any worker; all stop, and the setting is named.
+        StorageError: If no checkpoint of a run to resume can be read, or it belongs to another run.
+        ray.train.TrainingFailedError: If workers failed more often than `run_config` allows.
+
+    Warns:
+        HypertuneWarning: As in `hypertune_mip.fit`; if a damaged checkpoint is passed over; or if the cluster has fewer
+            resources than are asked for, so that Ray waits.
+    """
+    if checkpoint_every is not None:
+        at_least(1, checkpoint_every=checkpoint_every)
+    options = Options(
+        epochs=epochs,
+        settings_per_step=settings_per_step,
+        batching=batching,
+        endpoints=endpoints,
+        normalize=normalize,
+        optimizer=optimizer,
+        schedule=schedule,
+        gradient_clip=gradient_clip,
+        accumulate=accumulate,
+        precision=precision,
+        seed=seed,
+        progress=False,
+        callbacks=callbacks,
+        validate_every=validate_every,
+        validation_settings=validation_settings,
+        checkpoint_every=checkpoint_every or 1,
+    )
+    scaling = scaling_config or ScalingConfig(num_workers=1)
+    workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[-1]
+    storage = run_config if run_config is not None else RunConfig(name=f"hypertune-mip-{uuid.uuid4().hex[:12]}")
+    data = prepared(train_loader, batch_size, shuffle_buffer, workers)
+    folder = run_folder(storage, resume=resume)
+    job = Job(
+        hypernet,
+        loss,
+        data.of_worker,
+        metric,
+        val_loader,
+        options,
+        folder,
+        checkpoint_seconds=_PAUSE if checkpoint_every is None else 0.0,
+    )
+    if workers == 0:
+        surrogate = _fit_here(job, storage, data, progress=progress)
+    else:
+        surrogate = _fit_there(job, storage, data, scaling, progress=progress)
+    surrogate.train_loader = data.of_driver
+    return surrogate
+
+
+def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig, *, progress: bool) -> Surrogate:
+    """On Ray's workers."""
+    connect()
+    check_resources(scaling)
+    job.hypernet.to("cpu")
+    with delivered(job.options.epochs, progress=progress) as sender:
+        everything = sent(dataclasses.replace(job, sender=sender), vars(job))
+        trainer: Any = ray.train.torch.TorchTrainer(
+            work,
+            train_loop_config={"job": everything},
+            scaling_config=scaling,
+            run_config=storage,
+            datasets=data.datasets,
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            own = own_error(error)
+            if own is None:
+                raise
+            raise own from error
+    if result.checkpoint is None:
+        raise StorageError(f"The run '{storage.name}' has left no checkpoint in '{storage.storage_path}'.")
+    with result.checkpoint.as_directory() as folder:
+        history, unread = load_result(folder, job.hypernet)
+    options = job.options
+    surrogate = Surrogate(
+        job.hypernet,
+        loss=job.loss,
+        metric=job.metric,
+        val_loader=job.val_loader,
+        history=history,
+        budget=Budget(epochs=options.epochs, optimizer=options.optimizer, schedule=options.schedule),
+    )
+    if job.metric is not None and job.val_loader is not None:
+        warn_of_no_response(surrogate.responses(bases=2), unread)
+    return surrogate
+
+
+def _fit_here(job: Job, storage: RunConfig, data: Data, *, progress: bool) -> Surrogate:
+    """In this process, with Ray's context around it."""
+    if not job.folder.is_local:
+        raise OptionError("With num_workers=0 the storage of `run_config` must be on this machine.")
+    resume = any(Path(job.folder.path).glob("checkpoint_*"))  # the folder of a new run does not exist
+    checkpoint = f"{job.folder.path}/{IN_THIS_PROCESS}"
+    options = {**vars(job.options), "checkpoint": checkpoint, "resume": resume, "progress": progress}
+
+    def here() -> Surrogate:
+        loader = own_loader(job.train_loader, rank=0, world_size=1, seed=job.options.seed)
+        return fit_in_one_process(
+            job.hypernet, job.loss, loader, metric=job.metric, val_loader=job.val_loader, **options
+        )
+
+    trainer: Any = ray.train.torch.TorchTrainer(
+        here, scaling_config=ScalingConfig(num_workers=0), run_config=storage, datasets=data.datasets
+    )
+    surrogate: Surrogate = trainer.fit().return_value
+    return surrogate

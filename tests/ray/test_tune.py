@@ -1,0 +1,126 @@
+"""Surrogates in Ray Tune: trials on a surrogate, real trials proposed by one, and settings without trials."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_problem as problem
+from optuna.distributions import FloatDistribution
+
+import hypertune_mip as ht
+
+ray = pytest.importorskip("ray")
+
+from ray import tune  # noqa: E402
+
+from hypertune_mip_ray import SurrogateSearch, evaluate_batch, param_space, trainable  # noqa: E402
+from hypertune_mip_ray.trainable import inside  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def surrogate() -> ht.Surrogate:
+    return problem.fit(epochs=20, **problem.validation())
+
+
+def results(tuner: Any, folder: Path) -> Any:
+    found = tuner.fit()
+    assert not found.errors
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_trials_report_what_the_surrogate_says(surrogate: ht.Surrogate, tmp_path: Path) -> None:
+    tuner = tune.Tuner(
+        trainable(surrogate, "error"),
+        param_space=param_space(surrogate.space),
+        tune_config=tune.TuneConfig(num_samples=4, metric="error", mode="min", reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    )
+    found = results(tuner, tmp_path)
+    assert len(found) == 4
+    for result in found:
+        expected = surrogate.evaluate(result.config)
+        assert {name: result.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert len({result.metrics["error"] for result in found}) == 4
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_settings_without_trials(surrogate: ht.Surrogate) -> None:
+    units = surrogate.space.sample(5000)
+    spread = evaluate_batch(surrogate, units, actors=2, progress=False)
+    alone = surrogate.evaluate_units(units)
+    assert spread.keys() == alone.keys()
+    np.testing.assert_allclose(spread["error"], alone["error"], rtol=1e-5)
+    configs = surrogate.space.from_unit(units[:3])
+    np.testing.assert_allclose(evaluate_batch(surrogate, configs, progress=False)["size"], alone["size"][:3], rtol=1e-5)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_real_trials_are_proposed_by_the_surrogate(surrogate: ht.Surrogate, tmp_path: Path) -> None:
+    search = SurrogateSearch(surrogate, "error", others={"learning_rate": tune.loguniform(1e-4, 1e-1)}, seed=0)
+    tuner = tune.Tuner(
+        lambda config: {"error": config["decay"] + config["learning_rate"]},
+        tune_config=tune.TuneConfig(num_samples=3, search_alg=search, max_concurrent_trials=1),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    )
+    first = results(tuner, tmp_path)[0]
+    assert set(first.config) == {"decay", "dropout", "learning_rate"}
+    best = surrogate.minimize("error")
+    assert surrogate.evaluate({n: first.config[n] for n in surrogate.space})["error"] <= best.value * 1.05
+
+
+def ask_and_tell(search: SurrogateSearch, names: list[str]) -> list[dict[str, Any]]:
+    """Trials with the values 0, 1, ...; the last one fails."""
+    configs = []
+    for index, name in enumerate(names):
+        configs.append(search.suggest(name))
+        failed = index == len(names) - 1
+        search.on_trial_complete(name, None if failed else {"error": float(index)}, error=failed)
+    return configs
+
+
+def test_a_search_goes_on_from_its_file(surrogate: ht.Surrogate, tmp_path: Path) -> None:
+    first, second = (SurrogateSearch(surrogate, "error", seed=0) for _ in range(2))
+    configs = ask_and_tell(first, ["a", "b", "c"])
+    file = tmp_path / "searcher-state.pkl"  # as Ray names it
+    first.save(str(file))
+    json.loads(file.read_text())
+    second.restore(str(file))
+    assert [t.params for t in second.study.trials] == configs
+    assert [t.value for t in second.study.trials] == [0.0, 1.0, None]
+    assert second.suggest("d") == first.suggest("d")
+
+
+def test_errors(surrogate: ht.Surrogate, tmp_path: Path) -> None:
+    with pytest.raises(ht.SpaceError, match="'accuracy' is unknown"):
+        trainable(surrogate, "accuracy")
+    with pytest.raises(ht.SpaceError, match="'accuracy' is unknown"):
+        SurrogateSearch(surrogate, "accuracy")
+    with pytest.raises(ht.SpaceError, match=r"\['decay'\], which the surrogate's space holds already"):
+        SurrogateSearch(surrogate, "error", others={"decay": FloatDistribution(0.0, 1.0)})
+    with pytest.raises(ht.SpaceError, match="`mode` must be"):
+        SurrogateSearch(surrogate, "error", mode="minimize")  # type: ignore[arg-type]
+    with pytest.raises(ht.OptionError, match="`actors` must be at least 1"):
+        evaluate_batch(surrogate, [problem.CONFIG], actors=0)
+    with pytest.raises(ht.SpaceError, match="decay"):
+        evaluate_batch(surrogate, [{"decay": 9.0, "dropout": 0.0}])
+    other = SurrogateSearch(surrogate, "error", others={"width": tune.randint(1, 9)})
+    file = str(tmp_path / "state")
+    other.save(file)
+    with pytest.raises(ht.StorageError, match="belongs to another search"):
+        SurrogateSearch(surrogate, "error").restore(file)
+
+
+def test_a_hair_outside_the_range_is_its_end(surrogate: ht.Surrogate) -> None:
+    low = surrogate.space["decay"].low
+    assert inside(surrogate.space, {"decay": low * (1 - 1e-15), "dropout": 0.1})["decay"] == low
+    far = math.nextafter(low, 0) * 0.99
+    assert inside(surrogate.space, {"decay": far, "dropout": 0.1})["decay"] == far
