@@ -137,7 +137,7 @@ def test_settings_with_nan_are_left_out() -> None:
 
 @functools.cache
 def surrogate() -> ht.Surrogate:
-    return problem.fit(epochs=20, **problem.validation())
+    return problem.fit(epochs=20, batching="split", **problem.validation())
 
 
 def fresh_surrogate() -> ht.Surrogate:
