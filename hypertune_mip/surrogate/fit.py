@@ -56,7 +56,7 @@ def fit(
         settings_per_step: Settings K that share a step; "auto" takes about the square root of the batch size, up to 16.
         batching: "split" gives each setting its own part of the batch, for the cost of a step or two; "full" gives each
             setting the whole batch, which is better and up to K times as dear; "auto" splits, unless network and batch
-            are so small that three whole batches cost no more, and `settings_per_step` is "auto" as well.
+            are so small that three whole batches cost little more, and `settings_per_step` is "auto" as well.
         endpoints: Share of settings moved to the ends of each range; see `SearchSpace.sample`.
         normalize: Whether settings are weighted and heads hold back at first, so that strong penalties neither dominate
             nor crush the network; see `training.weighting` and `training.pace`.
