@@ -51,11 +51,16 @@ def same_state(left: nn.Module, right: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("batching", "expected"),
-    [("split", [(2, 3), (2, 3), (1, 3)]), ("full", [(8, 3), (8, 3), (4, 3)])],
+    ("options", "expected"),
+    [
+        ({"batching": "split", "settings_per_step": 4}, [(2, 3), (2, 3), (1, 3)]),
+        ({"batching": "full", "settings_per_step": 4}, [(8, 3), (8, 3), (4, 3)]),
+        ({"settings_per_step": 4}, [(2, 3), (2, 3), (1, 3)]),
+        ({}, [(8, 3), (8, 3), (4, 3)]),  # the network is small
+    ],
 )
 def test_split_gives_each_setting_a_part_and_full_the_whole_batch(
-    batching: str, expected: list[tuple[int, int]]
+    options: dict[str, Any], expected: list[tuple[int, int]]
 ) -> None:
     seen = []
 
@@ -63,7 +68,7 @@ def test_split_gives_each_setting_a_part_and_full_the_whole_batch(
         seen.append(tuple(batch[0].shape))
         return loss(model, batch, config)
 
-    fit(loss=spy, batching=batching, settings_per_step=4, epochs=1)
+    fit(loss=spy, epochs=1, **options)
     assert seen == expected
 
 

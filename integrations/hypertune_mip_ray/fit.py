@@ -63,7 +63,8 @@ def fit(
     """`hypertune_mip.fit` on the workers of Ray Train, with its failure handling and checkpoints.
 
     Each worker trains on its own part of the data and its own part of the settings: W workers with batches of B and K
-    settings a step do what one process does with batches of W x B and W x K settings. Losses are weighted over all
+    settings a step do what one process does with batches of W x B that W x K settings split (with whole batches, as
+    small networks have them, a setting sees those of its worker only). Losses are weighted over all
     workers, gradients are averaged by DistributedDataParallel. Checkpoints go to the storage of `run_config`; a run
     that loses a worker, a node or its driver goes on from the last one.
 
