@@ -1,13 +1,17 @@
 """Trust: rank correlation against its noise ceiling, before and after calibration by six real trainings; controls.
 
 The rival is a Gaussian process on as many real trainings as the calibrated surrogate costs, the hypernetwork included.
+
+What was trained is kept task by task in `trust_runs.json` and not trained again: delete that file where the surrogate
+has changed. Figures follow from it in seconds, so that ways to calibrate can be compared.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import Any
 
@@ -23,75 +27,132 @@ from tqdm import tqdm
 
 from benchmarks import results, tasks, trust_tasks
 from hypertune_mip.verification import statistics
+from hypertune_mip.verification.calibration import Calibration
 
 SETTINGS = 32  # of the truth that judges, none of them used for calibration
 CALIBRATION = 6
-COST = 3  # trainings that `fit` counts as; measured 2.3 (see `cheap`)
+COST = 4  # trainings that `fit` counts as; the median of `cost` is 4.1
 JUDGE = 4321  # seed of the settings that judge
 RIVAL = 1000  # added to the seed of the rival's settings
 SEEDS = 5
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
+    runs = _runs(smoke)
+    document: dict[str, Any] = {"settings": SETTINGS, "calibration": CALIBRATION, "cost_of_fit": COST}
+    document["rows"] = [row for one in tqdm(runs["tasks"], desc="calibrations") for row in rows(one)]
+    document["fronts"] = [row for one in runs["tasks"] for row in _fronts(one)]
+    document["controls"] = runs["controls"]
+    return results.write("trust", document, smoke=smoke)
+
+
+def _runs(smoke: bool) -> dict[str, Any]:
+    """All that is trained, by task and control; what an earlier run has kept is not trained again."""
+    stated = {"settings": SETTINGS, "calibration": CALIBRATION, "cost_of_fit": COST, "seeds": SEEDS}
+    runs: dict[str, Any] = {**stated, "tasks": [], "controls": []}
+    if not smoke and results.path("trust_runs", smoke=smoke).exists():
+        kept = results.read("trust_runs")
+        runs |= kept if all(kept.get(name) == value for name, value in stated.items()) else {}
     names = [make.__name__ for make in (trust_tasks.TASKS[-1:] if smoke else trust_tasks.TASKS)]
-    jobs = [(_task, name, smoke) for name in names] + [(_control, name, smoke) for name in CONTROLS]
+    done = {one["task"] for one in runs["tasks"]} | {one["case"] for one in runs["controls"]}
+    jobs: list[tuple[Callable[[str, bool], Any], str]] = [(_task, name) for name in names if name not in done]
+    jobs += [(_control, name) for name in CONTROLS if name not in done]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        parts = list(tqdm(pool.map(_done, jobs), total=len(jobs), desc="trust"))
-    keys = ("rows", "fronts", "controls")
-    document = {key: [row for part in parts for row in part.get(key, [])] for key in keys}
-    stated = {"settings": SETTINGS, "calibration": CALIBRATION, "cost_of_fit": COST}
-    return results.write("trust", stated | document, smoke=smoke)
+        parts = [pool.submit(_quietly, *job, smoke) for job in jobs]
+        for part in tqdm(as_completed(parts), total=len(parts), desc="trust"):
+            key, value = part.result()
+            runs[key] += value
+            runs["tasks"].sort(key=lambda one: names.index(one["task"]))
+            runs["controls"].sort(key=lambda one: list(CONTROLS).index(one["case"]))
+            results.write("trust_runs", runs, smoke=smoke)
+    return results.read("trust_runs", smoke=smoke)
 
 
-def _done(job: tuple[Any, str, bool]) -> dict[str, list[dict[str, Any]]]:
-    work, name, smoke = job
+def _quietly(work: Callable[[str, bool], Any], name: str, smoke: bool) -> Any:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    part: dict[str, list[dict[str, Any]]] = work(name, smoke)
-    return part
+    return work(name, smoke)
 
 
-def _task(name: str, smoke: bool) -> dict[str, list[dict[str, Any]]]:
-    """A row by metric and seed; and, where metrics pull in opposite directions, the fronts by seed."""
+def _task(name: str, smoke: bool) -> tuple[str, list[dict[str, Any]]]:
+    """What is trained for one task: the truth that judges, and by seed a surrogate, its report, the rival's runs."""
     task: tasks.Task = getattr(trust_tasks, name)()
     task = tasks.shortened(task) if smoke else task
     units = task.space.sample(4 if smoke else SETTINGS, seed=JUDGE)
-    rows, fronts = [], []
+    seeds, true = [], {}
     for seed in range(1 if smoke else SEEDS):
         surrogate = tasks.fitted(task, seed)
         real = surrogate.truth(optimizer=tasks.optimizer(task))
         if seed == 0:
             true = real.train(task.space.from_unit(units), seeds=2, progress=False)
         report = surrogate.verify("loss", settings=CALIBRATION, best=1, truth=real, seed=seed, progress=False)
-        before = surrogate.evaluate_units(units)
-        surrogate.calibrate(report)
-        after, intervals = surrogate.evaluate_units(units), surrogate.intervals(units)
         rival = task.space.sample(CALIBRATION + COST, seed=RIVAL + seed)
         known = real.train(task.space.from_unit(rival), progress=False)
-        for metric, runs in true.items():
-            mean = runs.mean(1)
-            process = _process(rival, torch.from_numpy(known[metric][:, 0]), units)
-            low, high = (end.numpy() for end in (intervals[metric].low, intervals[metric].high))
-            rows.append(
+        seeds.append(
+            {
+                "seed": seed,
+                "predicted": surrogate.evaluate_units(units),
+                "verified": {
+                    "units": task.space.to_unit(report.configs).numpy(),
+                    "predicted": dict(report.predicted),
+                    "true": {metric: runs[:, 0] for metric, runs in report.true.items()},
+                },
+                "rival": {"units": rival.numpy(), "true": {metric: runs[:, 0] for metric, runs in known.items()}},
+                "trusted": report.trusted(),
+            }
+        )
+    return "tasks", [{"task": name, "front": task.front, "units": units.numpy(), "true": true, "seeds": seeds}]
+
+
+def rows(one: dict[str, Any], calibration: Callable[..., Calibration] = Calibration) -> list[dict[str, Any]]:
+    """A row by metric and seed of one task, from what was trained for it."""
+    units = torch.tensor(one["units"], dtype=torch.float64)
+    found = []
+    for part in one["seeds"]:
+        verified, rival = part["verified"], part["rival"]
+        for metric, runs in ((metric, np.array(runs)) for metric, runs in one["true"].items()):
+            mean, before = runs.mean(1), np.array(part["predicted"][metric])
+            known = (_doubles(verified[key]) for key in ("units", "predicted", "true"))
+            columns = (values[metric] if isinstance(values, dict) else values for values in known)
+            after = calibration(*columns)(units, torch.from_numpy(before))
+            process = _process(_doubles(rival["units"]), _doubles(rival["true"])[metric], units)
+            low, high = after.low.numpy(), after.high.numpy()
+            found.append(
                 {
-                    "task": name,
+                    "task": one["task"],
                     "metric": metric,
-                    "seed": seed,
+                    "seed": part["seed"],
                     "ceiling": statistics.ceiling(statistics.kendall, runs),
-                    "tau": statistics.kendall(before[metric], mean),
-                    "calibrated": statistics.kendall(after[metric], mean),
+                    "tau": statistics.kendall(before, mean),
+                    "calibrated": statistics.kendall(after.mean.numpy(), mean),
                     "process": statistics.kendall(process, mean),
-                    "regret": statistics.regret(before[metric], mean),
-                    "calibrated_regret": statistics.regret(after[metric], mean),
+                    "regret": statistics.regret(before, mean),
+                    "calibrated_regret": statistics.regret(after.mean.numpy(), mean),
                     "process_regret": statistics.regret(process, mean),
-                    "coverage": float(np.mean([statistics.coverage(low, high, one) for one in runs.T])),
+                    "coverage": float(np.mean([statistics.coverage(low, high, run) for run in runs.T])),
                     "width": float(np.median(high - low) / np.ptp(mean)),
-                    "trusted": report.trusted(),
+                    "trusted": part["trusted"],
                 }
             )
-        if task.front:
-            fronts.append({"task": name, "seed": seed, **_volumes(task.front, before, true)})
-    return {"rows": rows, "fronts": fronts}
+    return found
+
+
+def _doubles(values: Any) -> Any:
+    """Tensors (float64) of lists, also where these are the values of a mapping."""
+    if isinstance(values, dict):
+        return {name: _doubles(value) for name, value in values.items()}
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _fronts(one: dict[str, Any]) -> list[dict[str, Any]]:
+    """By seed, hypervolumes where metrics pull in opposite directions."""
+    if not one["front"]:
+        return []
+    true = {metric: np.array(runs) for metric, runs in one["true"].items()}
+    return [
+        {"task": one["task"], "seed": part["seed"], **_volumes(one["front"], part["predicted"], true)}
+        for part in one["seeds"]
+    ]
 
 
 def _process(units: Tensor, true: Tensor, where: Tensor) -> np.ndarray:
@@ -104,7 +165,7 @@ def _process(units: Tensor, true: Tensor, where: Tensor) -> np.ndarray:
     return foreseen
 
 
-def _volumes(front: tuple[str, ...], predicted: dict[str, np.ndarray], true: dict[str, np.ndarray]) -> dict[str, float]:
+def _volumes(front: list[str], predicted: dict[str, Any], true: dict[str, np.ndarray]) -> dict[str, float]:
     """Hypervolumes, in units of the box that all points span, by where the networks come from.
 
     "made" by the hypernetwork at the judging settings, "trained" there for real, and as many of the latter as `fit`
@@ -134,16 +195,16 @@ CONTROLS: dict[str, dict[str, Any]] = {
 }
 
 
-def _control(name: str, smoke: bool) -> dict[str, list[dict[str, Any]]]:
+def _control(name: str, smoke: bool) -> tuple[str, list[dict[str, Any]]]:
     """Whether a broken surrogate is found out, with what the report says; and the sound one is not."""
     task = trust_tasks.b7_no_effect() if name == "no effect" else trust_tasks.b7_simple()
     task = tasks.shortened(task) if smoke else task
-    rows = []
+    reports = []
     for seed in range(1 if smoke else SEEDS):
         surrogate = tasks.fitted(task, seed, **CONTROLS[name])
         real = surrogate.truth(optimizer=tasks.optimizer(task), epochs=task.epochs)
         report = surrogate.verify("loss", settings=8, truth=real, seed=seed, progress=False)
-        rows.append(
+        reports.append(
             {
                 "case": name,
                 "seed": seed,
@@ -154,4 +215,4 @@ def _control(name: str, smoke: bool) -> dict[str, list[dict[str, Any]]]:
                 "regret": report.regret,
             }
         )
-    return {"controls": rows}
+    return "controls", reports

@@ -8,17 +8,17 @@ surrogate that is off tends to be off by a share of the value:
 
 The line (or a monotone curve) takes out a bias and a wrong scale; g and f are Gaussian processes on the unit cube
 (BoTorch's). g takes out what depends on the setting, such as optimism where real training has not converged yet; f does
-not ask the surrogate at all. Their mean is weighted by how well each foresees real trainings that it has not seen
-(leave one out), as forecasts are combined (Bates and Granger, 1969): their errors have different causes, so that the
-mean ranks better than either. A surrogate that ranks all the real trainings rightly keeps its ranking: then the line
-alone corrects it. Intervals are as wide as the left-out errors ask for, in the way of conformal prediction.
+not ask the surrogate at all. Their plain mean ranks better than either, since their errors have different causes; how
+much either is to be relied on cannot be told from a few trainings, where equal weights are hard to beat (forecast
+combination: Bates and Granger, 1969; Clemen, 1989). A surrogate that ranks all the real trainings rightly keeps its
+ranking: then the line alone corrects it. Intervals are as wide as the errors at trainings that were left out ask for.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -38,7 +38,6 @@ FEWEST = 3
 _SLOPE_TRUST = 1.0  # how many settings the belief in a slope of 1 counts for
 _NOISE = (math.log(0.3), 1.0)  # prior of the noise's share of the residuals' variance: log-normal, location and scale
 _LENGTHSCALE = (0.0, 0.7)  # prior of the length scale, in units of the cube's diagonal: log-normal
-_TOO_FEW = 1.25  # of the largest error, where there are too few for the interval's level
 _MANY = 12  # settings, beyond which an expert is not fitted anew for each that is left out
 _OFFSET = 0.1  # of the median: what the logarithm adds, so that an error rate may be 0
 _RIGHT = 1e-6  # of the largest value: where residuals are smaller, there is nothing to correct
@@ -100,7 +99,7 @@ class Calibration:
         fit = _Monotone.fit if method == "monotone" else _Line.fit
         self._curve = fit(x, y)
         errors = torch.stack([y[i] - fit(*_without(i, x, y))(x[i : i + 1])[0] for i in range(len(y))])
-        self._margin = _conformal(errors)
+        self._margin = _widening(errors)
         self._mixture: _Mixture | None = None
         right = float((y - self._curve(x)).abs().max()) <= _RIGHT * float(y.abs().max())
         if residual and not right and not _ranks_rightly(x, y):
@@ -192,34 +191,31 @@ class _Expert:
 
 @dataclass(frozen=True)
 class _Mixture:
-    """The surrogate corrected and the true values alone, weighted; `widening` turns its spread into a margin."""
+    """The surrogate corrected and the true values alone, half and half; `widening` turns its spread into a margin."""
 
     experts: tuple[_Expert, _Expert]
-    weights: Tensor
     widening: float
 
     @classmethod
     def fit(cls, curve: _Fit, units: Tensor, x: Tensor, y: Tensor) -> _Mixture:
         kinds: tuple[_Fit, _Fit] = (curve, _Constant.fit)
         experts = _Expert.fit(kinds[0], units, x, y), _Expert.fit(kinds[1], units, x, y)
-        left = [_left_out(kind, expert, units, x, y) for kind, expert in zip(kinds, experts, strict=True)]
-        means, deviations = (torch.stack(parts) for parts in zip(*left, strict=True))
-        weights = 1.0 / (means - y).square().mean(1).sqrt().clamp_min(_SMALLEST)
-        weights = weights / weights.sum()
-        mean, deviation = _mixed(weights, means, deviations)
-        return cls(experts, weights, _conformal((y - mean) / deviation))
+        mean, deviation = _mixed(
+            _left_out(kind, expert, units, x, y) for kind, expert in zip(kinds, experts, strict=True)
+        )
+        return cls(experts, _widening((y - mean) / deviation))
 
     def __call__(self, units: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of one more training at each setting, and half the width of its interval."""
-        means, deviations = zip(*(expert(units.double().cpu(), x) for expert in self.experts), strict=True)
-        mean, deviation = _mixed(self.weights, torch.stack(means), torch.stack(deviations))
+        mean, deviation = _mixed(expert(units.double().cpu(), x) for expert in self.experts)
         return mean, self.widening * deviation
 
 
-def _mixed(weights: Tensor, means: Float[Tensor, "E S"], deviations: Float[Tensor, "E S"]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a mixture of normal distributions."""
-    mean = weights @ means
-    return mean, (weights @ (deviations.square() + (means - mean).square())).sqrt()
+def _mixed(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of an equal mixture of normal distributions, given by theirs."""
+    means, deviations = (torch.stack(columns) for columns in zip(*parts, strict=True))
+    mean = means.mean(0)
+    return mean, (deviations.square() + (means - mean).square()).mean(0).sqrt()
 
 
 def _ranks_rightly(predicted: Tensor, true: Tensor) -> bool:
@@ -228,11 +224,15 @@ def _ranks_rightly(predicted: Tensor, true: Tensor) -> bool:
     return bool((predicted[order].diff() > 0).all())
 
 
-def _conformal(errors: Tensor) -> float:
-    """Half the width that intervals need so that a share LEVEL of left-out errors, or of fresh ones, lies inside."""
+def _widening(errors: Tensor) -> float:
+    """Half the width that intervals need so that a share LEVEL of left-out errors, or of fresh ones, lies inside.
+
+    The quantile of conformal prediction; where that is beyond the largest of so few errors, the one of a normal
+    distribution with their root mean square.
+    """
     sizes, count = errors.abs().sort().values, len(errors)
     rank = math.ceil(LEVEL * (count + 1))
-    return float(sizes[rank - 1]) if rank <= count else _TOO_FEW * float(sizes[-1])
+    return float(sizes[rank - 1]) if rank <= count else _QUANTILE * float(sizes.square().mean().sqrt())
 
 
 def _without(index: int, *columns: Tensor) -> list[Tensor]:

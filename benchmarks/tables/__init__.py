@@ -1,0 +1,1 @@
+"""Tables of the documents, from the benchmarks' JSON: `python -m benchmarks.tables` fills them in."""

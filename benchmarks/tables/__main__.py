@@ -1,0 +1,39 @@
+"""Fill the tables of the documents: `python -m benchmarks.tables`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.tables import fitting, ray, trust
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "cluster.md")
+_ALL = (fitting.summary, fitting.right, fitting.cheap, fitting.steady, fitting.defaults, fitting.instant)
+_ALL += (fitting.optuna_rate, trust.exact, trust.rates, trust.cost, trust.trust, trust.trust_summary)
+_ALL += (trust.fronts, trust.controls, trust.search, ray.ray_kills, ray.ray_steps, ray.ray_tune)
+TABLES: dict[str, Callable[[], str]] = {function.__name__: function for function in _ALL}
+
+
+def filled(text: str) -> str:
+    """The document with every table made anew."""
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- table: {name} -->\n{TABLES[name]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", replacement, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    for document in DOCUMENTS:
+        document.write_text(filled(document.read_text()))
+        print(f"filled {document.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
