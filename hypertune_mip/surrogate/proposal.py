@@ -35,7 +35,8 @@ class Proposer:
     Args:
         surrogate: Trained; as it is, or calibrated.
         metric: What the search is about.
-        startup: How many of the surrogate's best settings, lying apart, are proposed before results count.
+        startup: How many of the surrogate's best settings, lying apart, come first. Then settings are spread over the
+            space until results suffice to calibrate the surrogate: they teach more than further best ones.
         explore_every: Every so many-th proposal is a setting spread over the space, whatever the surrogate says.
         min_tau: Least Kendall's tau of the surrogate's predictions with the results; below it is not trusted.
         gate_after: Results that it takes to look at tau.
@@ -53,7 +54,7 @@ class Proposer:
         surrogate: Surrogate,
         metric: str,
         *,
-        startup: int = 4,
+        startup: int = 2,
         explore_every: int = 5,
         min_tau: float = 0.2,
         gate_after: int = 8,
@@ -119,14 +120,19 @@ class Proposer:
         turn, count = divmod(len(known), self.explore_every)
         if count == self.explore_every - 1:
             return self.space.sample(turn + 1, seed=self.seed + 1)[turn:]
-        if len(known) < self.startup or int(torch.isfinite(values).sum()) < FEWEST:
+        if len(known) < self.startup:
             return self._best_by_surrogate(known, maximize=maximize)
+        if int(torch.isfinite(values).sum()) < FEWEST:
+            return self._spread(known)
         return self._best_by_improvement(tried, values, known, maximize=maximize)
 
     def _best_by_surrogate(self, known: Tensor, *, maximize: bool) -> Tensor:
         best = self._best_maximum if maximize else self._best_minimum
         fresh = best[_distance(best, known) >= _APART]
-        return fresh[:1] if len(fresh) else self.space.sample(len(known) + 1, seed=self.seed + 2)[-1:]
+        return fresh[:1] if len(fresh) else self._spread(known)
+
+    def _spread(self, known: Tensor) -> Tensor:
+        return self.space.sample(len(known) + 1, seed=self.seed + 2)[-1:]
 
     def _best_by_improvement(self, tried: Tensor, values: Tensor, known: Tensor, *, maximize: bool) -> Tensor:
         sign = -1.0 if maximize else 1.0

@@ -40,7 +40,8 @@ class SurrogateSampler(BaseSampler):
             distribution than the surrogate's is left to the inner sampler.
         metric: The surrogate's metric that the study's objective measures by real training.
         inner: For all other parameters, and for all where the surrogate is not to be trusted; None is Optuna's TPE.
-        startup: How many of the surrogate's best settings are tried before results count.
+        startup: How many of the surrogate's best settings are tried first; then settings are spread over the space
+            until there are results to learn from.
         explore_every: Every so many-th trial is spread over the space, whatever the surrogate says.
         min_tau: Least Kendall's tau of predictions with results; below it the surrogate is not to be trusted.
         gate_after: Results that it takes to look at tau. Before, a trust report with doubts does the same.
@@ -72,7 +73,7 @@ class SurrogateSampler(BaseSampler):
         metric: str,
         *,
         inner: BaseSampler | None = None,
-        startup: int = 4,
+        startup: int = 2,
         explore_every: int = 5,
         min_tau: float = 0.2,
         gate_after: int = 8,

@@ -56,11 +56,17 @@ def right(surrogate: ht.Surrogate) -> Any:
 
 
 def test_the_surrogates_best_come_first_and_lie_apart(surrogate: ht.Surrogate) -> None:
-    study = study_of(surrogate, 4, right(surrogate))
+    study = study_of(surrogate, 4, right(surrogate), startup=4)
     best = diverse_best(surrogate._measure, "loss", 4, candidates=CANDIDATES, seed=0)
     proposed = SPACE.to_unit([trial.params for trial in study.trials])
     torch.testing.assert_close(proposed, best, rtol=0, atol=1e-12)
     assert study.trials[0].value == pytest.approx(surrogate.minimize("loss", candidates=CANDIDATES).value, rel=1e-3)
+
+
+def test_settings_are_spread_until_results_suffice(surrogate: ht.Surrogate) -> None:
+    study = study_of(surrogate, 3, right(surrogate))
+    third = SPACE.to_unit([study.trials[2].params])
+    torch.testing.assert_close(third, SPACE.sample(3, seed=2)[-1:], rtol=0, atol=1e-12)
 
 
 def test_every_fifth_trial_explores(surrogate: ht.Surrogate) -> None:
