@@ -1,8 +1,9 @@
 """Search: real trainings proposed by random search, TPE, a Gaussian process, ASHA and `SurrogateSampler`.
 
-Compute is counted in trainings, and training the hypernetwork counts as COST of them. All methods train with the same
-seeds. What a method has found after n trainings is the setting with the best validation loss; its regret is how
-much worse its test loss is than the best one that any method has seen, as a share of the range over random settings.
+Compute is counted in trainings, and training the hypernetwork counts as COST of them; the time that a method takes to
+propose is kept beside. All methods are judged by the same seed of real training, ASHA's finished settings as well. What
+a method has found after n trainings is the setting with the best validation loss; its regret is how much worse its test
+loss is than the best one that any method has seen, as a share of the range over random settings.
 
 Results are kept after every case and seed, and what is kept is not measured again: delete the JSON file, or the rows
 of a method whose code has changed.
@@ -28,6 +29,7 @@ from optuna.trial import TrialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import hypertune_mip as ht
 from benchmarks import results, tasks, trust_tasks
 from benchmarks.regret import Run
 from benchmarks.trust import COST
@@ -87,11 +89,9 @@ def _rows(case: str, seed: int, methods: Sequence[str], smoke: bool) -> list[dic
     task = tasks.shortened(task) if smoke else task
     found, seconds = _trial_by_trial(task, case, seed, methods, trials=4 if smoke else TRIALS)
     if "asha" in methods:
-        start = time.perf_counter()
         found["asha"] = _asha(task, seed, trainings=2 if smoke else OWN_TRIALS + COST)
-        seconds["asha"] = time.perf_counter() - start
     return [
-        {"case": case, "seed": seed, "method": name, "seconds": seconds[name], "runs": runs}
+        {"case": case, "seed": seed, "method": name, "seconds": seconds.get(name), "runs": runs}
         for name, runs in found.items()
     ]
 
@@ -110,9 +110,7 @@ def _trial_by_trial(
     studies = {
         name: optuna.create_study(sampler=_sampler(name, task, case, seed)) for name in methods if name != "asha"
     }
-    assert task.test is not None
-    x, y = (torch.cat(pair) for pair in zip(task.validation, task.test, strict=True))
-    truth = tasks.truth(replace(task, metric=_with_test(task), validation=(x, y)))
+    truth = _judge(task)
     found: dict[str, list[Run]] = {name: [] for name in studies}
     seconds = dict.fromkeys(studies, 0.0)
     for number in range(trials):
@@ -133,12 +131,11 @@ def _trial_by_trial(
 
 
 def _asha(task: tasks.Task, seed: int, *, trainings: int) -> list[Run]:
-    """Asynchronous successive halving with random settings, until as many trainings are spent; the finished ones."""
+    """Successive halving with random settings, until as many trainings are spent; those finished, trained as others."""
     rungs = [max(1, round(task.epochs / 3**k)) for k in reversed(range(_RUNGS))]
     pruner = SuccessiveHalvingPruner(min_resource=rungs[0], reduction_factor=3)
     study = optuna.create_study(sampler=RandomSampler(seed=seed), pruner=pruner)
-    assert task.test is not None
-    spent, found = 0.0, []
+    spent, finished = 0.0, []
     while spent < trainings:
         trial = study.ask()
         config = suggest_config(trial, task.space)
@@ -146,17 +143,25 @@ def _asha(task: tasks.Task, seed: int, *, trainings: int) -> list[Run]:
             if epoch not in rungs:
                 continue
             with torch.no_grad():
-                parts = (task.metric(network.eval(), part)["loss"] for part in (task.validation, task.test))
-                loss, test = (float(value) for value in parts)
+                loss = float(task.metric(network.eval(), task.validation)["loss"])
             trial.report(loss, rungs[0] * 3 ** rungs.index(epoch))  # rungs as the pruner counts them
             if epoch < task.epochs and trial.should_prune():
                 study.tell(trial, state=TrialState.PRUNED)
                 break
         else:
             study.tell(trial, None if math.isnan(loss) else loss, state=_state(loss))
-            found.append(Run(spent + 1, loss, test))
+            finished.append((spent + 1, config))
         spent += epoch / task.epochs
-    return found
+    judged = _judge(task).train([config for _, config in finished], seeds=[seed], progress=False)
+    losses = zip(judged["loss"][:, 0], judged["test_loss"][:, 0], strict=True)
+    return [Run(at, float(loss), float(test)) for (at, _), (loss, test) in zip(finished, losses, strict=True)]
+
+
+def _judge(task: tasks.Task) -> ht.Truth:
+    """Real training, with the metrics of validation and test."""
+    assert task.test is not None
+    x, y = (torch.cat(pair) for pair in zip(task.validation, task.test, strict=True))
+    return tasks.truth(replace(task, metric=_with_test(task), validation=(x, y)))
 
 
 def _with_test(task: tasks.Task) -> Any:

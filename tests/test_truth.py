@@ -192,6 +192,25 @@ def test_finished_runs_are_not_repeated(tmp_path: Path) -> None:
     assert calls == 3 * 3 * 2 + 1 + 3 * 3
 
 
+def test_several_processes_may_share_a_folder(tmp_path: Path) -> None:
+    first, second = truth(folder=tmp_path), truth(folder=tmp_path)
+    first.train(CONFIGS[:1], progress=False)
+    second.train(CONFIGS[1:], progress=False)
+    assert f"runs={len(CONFIGS)}" in repr(truth(folder=tmp_path))
+
+
+def test_runs_from_other_weights_or_of_other_metrics_are_refused(tmp_path: Path) -> None:
+    truth(folder=tmp_path, initialize="given").train(CONFIGS[:1], progress=False)
+    other = problem.network()
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    with pytest.raises(ht.StorageError, match="given was"):
+        truth(other, folder=tmp_path, initialize="given")
+    fewer = truth(folder=tmp_path, initialize="given", metric=lambda m, b: {"error": problem.metric(m, b)["error"]})
+    with pytest.raises(ht.StorageError, match="other metrics"):
+        fewer.train(CONFIGS[:2], progress=False)
+
+
 def test_runs_of_another_budget_are_refused(tmp_path: Path) -> None:
     truth(folder=tmp_path).train(CONFIGS[:1], progress=False)
     with pytest.raises(ht.StorageError, match="epochs was 3, is 4"):

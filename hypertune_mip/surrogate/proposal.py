@@ -7,6 +7,7 @@ between two questions: a restarted search, or several workers, go on where the r
 from __future__ import annotations
 
 import importlib.util
+import math
 from functools import cached_property
 
 import torch
@@ -17,11 +18,11 @@ from torch.distributions import Normal
 from hypertune_mip.errors import MissingExtraError, SpaceError
 from hypertune_mip.evaluation import Measure
 from hypertune_mip.space import SearchSpace
-from hypertune_mip.surrogate.search import diverse_best
+from hypertune_mip.surrogate.search import distance_to, diverse_best
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.training.options import at_least
 from hypertune_mip.verification.calibration import FEWEST, Calibration
-from hypertune_mip.verification.statistics import finite, sparse_kendall
+from hypertune_mip.verification.statistics import sparse_kendall
 
 _APART = 0.02  # in some column: closer to a setting that is tried already, a proposal teaches little
 _LOCAL = 8  # of the best candidates, with as many variations each
@@ -119,33 +120,39 @@ class Proposer:
         known = torch.cat([tried, pending])
         turn, count = divmod(len(known), self.explore_every)
         if count == self.explore_every - 1:
-            return self.space.sample(turn + 1, seed=self.seed + 1)[turn:]
+            return self._spread(known, number=turn, seed=self.seed + 1)
         if len(known) < self.startup:
             return self._best_by_surrogate(known, maximize=maximize)
-        if int(torch.isfinite(values).sum()) < FEWEST:
-            return self._spread(known)
-        return self._best_by_improvement(tried, values, known, maximize=maximize)
+        predicted = self._predict(tried)
+        if int((torch.isfinite(values) & torch.isfinite(predicted)).sum()) < FEWEST:
+            return self._spread(known, number=len(known), seed=self.seed + 2)
+        calibration = Calibration(tried, predicted, values)
+        signed = -values if maximize else values
+        target = float(torch.where(torch.isfinite(values), signed, math.inf).min())
+        return self._best_by_improvement(calibration, target, known, maximize=maximize)
 
     def _best_by_surrogate(self, known: Tensor, *, maximize: bool) -> Tensor:
         best = self._best_maximum if maximize else self._best_minimum
-        fresh = best[_distance(best, known) >= _APART]
-        return fresh[:1] if len(fresh) else self._spread(known)
+        fresh = best[distance_to(best, known) >= _APART]
+        return fresh[:1] if len(fresh) else self._spread(known, number=len(known), seed=self.seed + 2)
 
-    def _spread(self, known: Tensor) -> Tensor:
-        return self.space.sample(len(known) + 1, seed=self.seed + 2)[-1:]
+    def _spread(self, known: Tensor, *, number: int, seed: int) -> Tensor:
+        """A Sobol setting, the first from a number on that is not known, as far as the space has others."""
+        units = self.space.sample(number + len(known) + 1, seed=seed)[number:]
+        fresh = units[distance_to(units, known) >= _APART]
+        return fresh[:1] if len(fresh) else units[:1]
 
-    def _best_by_improvement(self, tried: Tensor, values: Tensor, known: Tensor, *, maximize: bool) -> Tensor:
+    def _best_by_improvement(self, calibration: Calibration, target: float, known: Tensor, *, maximize: bool) -> Tensor:
+        """By how much a value, its sign turned where large ones are better, is expected to lie below `target`."""
         sign = -1.0 if maximize else 1.0
-        calibration = Calibration(tried, self._predict(tried), values)
-        target = float(sign * finite((sign * values).numpy()).min())
+        normal = Normal(0.0, 1.0, validate_args=False)  # a surrogate may be NaN somewhere
 
         def improvement(units: Tensor, predicted: Tensor) -> Tensor:
             calibrated = calibration(units, predicted)
             deviation = calibrated.deviation.clamp_min(_SMALLEST)
-            score = sign * (target - calibrated.mean) / deviation
-            normal = Normal(0.0, 1.0)
+            score = (target - sign * calibrated.mean) / deviation
             expected = deviation * (score * normal.cdf(score) + normal.log_prob(score).exp())
-            return torch.where(_distance(units, known) >= _APART, expected, -1.0)
+            return torch.where(distance_to(units, known) >= _APART, expected.nan_to_num(nan=-1.0), -1.0)
 
         units, predicted = self._pool
         best = units[improvement(units, predicted).argsort(descending=True)[:_LOCAL]]
@@ -187,10 +194,3 @@ class _Negated:
 
     def __call__(self, units: Tensor, *, differentiable: bool = False) -> dict[str, Tensor]:
         return {name: -value for name, value in self._measure(units, differentiable=differentiable).items()}
-
-
-def _distance(units: Float[Tensor, "S d"], others: Float[Tensor, "N d"]) -> Float[Tensor, "S"]:
-    """Largest difference in a column to the nearest of `others`; infinite where there are none."""
-    if len(others) == 0:
-        return torch.full((len(units),), torch.inf, dtype=units.dtype)
-    return (units.unsqueeze(1) - others).abs().amax(-1).amin(-1)

@@ -76,7 +76,15 @@ def minimize(measure: Measure, metric: str, *, candidates: int, starts: int, ste
 
 
 def diverse_best(
-    measure: Measure, metric: str, count: int, *, candidates: int, seed: int, distance: float = 0.25
+    measure: Measure,
+    metric: str,
+    count: int,
+    *,
+    candidates: int,
+    seed: int,
+    distance: float = 0.25,
+    besides: Float[Tensor, "N d"] | None = None,
+    apart: float = 0.0,
 ) -> Float[Tensor, "S d"]:
     """Units of the minimum and of further good settings, best first, that lie apart.
 
@@ -87,23 +95,34 @@ def diverse_best(
         candidates: Sobol settings to choose from.
         seed: Of the candidates.
         distance: At least this far from each other in some column; less where that leaves too few.
+        besides: Settings that are not wanted again.
+        apart: How far from all of those the chosen ones lie, at least, in some column.
     """
     space = measure.space
     optimum = minimize(measure, metric, candidates=candidates, starts=8, steps=30, seed=seed)
     units = torch.unique(space.sample(candidates, seed=seed), dim=0)
     order = torch.argsort(_nan_last(_metric(measure(units), metric)).cpu())
     units = torch.cat([space.to_unit(optimum.config), units[order]])
+    if besides is not None:
+        units = units[distance_to(units, besides) >= apart]
     chosen = units[:1]
-    while len(chosen) < count:
-        apart = (units.unsqueeze(1) - chosen).abs().amax(-1).amin(-1)
-        if float(apart.max()) == 0.0:
+    while 0 < len(chosen) < count:
+        nearest = distance_to(units, chosen)
+        if float(nearest.max()) == 0.0:
             break
-        far = (apart >= distance).nonzero().flatten()
+        far = (nearest >= distance).nonzero().flatten()
         if len(far) == 0:
             distance /= 2
             continue
         chosen = torch.cat([chosen, units[far[:1]]])
     return chosen
+
+
+def distance_to(units: Float[Tensor, "S d"], others: Float[Tensor, "N d"]) -> Float[Tensor, "S"]:
+    """Largest difference in a column to the nearest of `others`; infinite where there are none."""
+    if len(others) == 0:
+        return torch.full((len(units),), torch.inf, dtype=units.dtype)
+    return (units.unsqueeze(1) - others).abs().amax(-1).amin(-1)
 
 
 def pareto_front(measure: Measure, metrics: Sequence[str], *, candidates: int, seed: int) -> list[ParetoPoint]:

@@ -330,7 +330,8 @@ class Surrogate:
         if best is not None and not 0 <= best <= settings:
             raise SpaceError(f"`best` must lie between 0 and `settings`, {settings}, but got {best}.")
         truth = self.truth() if truth is None else truth
-        configs, chosen = settings_to_verify(self._measure, metric, settings, best=best, seed=seed)
+        known = self.reports[: self._calibration["reports"]] if self._calibration is not None else ()
+        configs, chosen = settings_to_verify(self._measure, metric, settings, best=best, seed=seed, known=known)
         before = truth.seconds
         true = truth.train(configs, seeds=seeds, progress=progress)
         fit_epochs = self.budget.epochs if self.budget is not None else max(1, len(self.history))
@@ -384,7 +385,8 @@ class Surrogate:
     ) -> Surrogate:
         """Correct all that this surrogate says by real trainings, in place, and return it.
 
-        From then on `evaluate` and all that builds on it give calibrated metrics. A later call starts anew.
+        From then on `evaluate` and all that builds on it give calibrated metrics. A later call starts anew, and reports
+        that are not among its own are dropped.
 
         Args:
             *reports: From `verify`; none takes all reports so far.

@@ -22,22 +22,35 @@ from hypertune_mip.verification.calibration import Calibration
 from hypertune_mip.verification.group import Group, unused
 from hypertune_mip.verification.report import Chosen, TrustReport
 from hypertune_mip.verification.response import responses
+from hypertune_mip.verification.truth import first_of_each
 
 _CANDIDATES = 512
+_OTHER_SEED = 1_000_000  # far from the seeds by which settings are spread
+_APART = 0.02  # in some column: nearer to a setting that has been trained for real, another one is the same
 _PROBES = 4  # settings at which it is seen whether the loss depends on a hyperparameter
 
 
 def settings_to_verify(
-    measure: Measure, metric: str, settings: int, *, best: int | None, seed: int
+    measure: Measure, metric: str, settings: int, *, best: int | None, seed: int, known: Sequence[TrustReport] = ()
 ) -> tuple[list[dict[str, Value]], tuple[Chosen, ...]]:
-    """Configs, spread over the space first, then the best ones, the minimum first; and which is which."""
+    """Configs, spread over the space first, then the best ones, the minimum first; and which is which.
+
+    Those of `known` reports are not among the best again: they are what the surrogate is calibrated by. A space of few
+    values may give fewer settings than are asked for.
+    """
+    space = measure.space
     count = settings - settings // 2 if best is None else best
-    units = measure.space.sample(settings - count, seed=seed)
+    units = space.sample(settings - count, seed=seed)
+    units = units[first_of_each([tuple(row) for row in units.tolist()])]
     chosen: list[Chosen] = ["spread"] * len(units)
     if count:
-        units = torch.cat([units, diverse_best(measure, metric, count, candidates=_CANDIDATES, seed=seed + 1)])
-        chosen += ["best"] * count
-    return measure.space.from_unit(units), tuple(chosen)
+        tried = torch.cat([units[:0], *(space.to_unit(report.configs) for report in known)])
+        found = diverse_best(
+            measure, metric, count, candidates=_CANDIDATES, seed=seed + _OTHER_SEED, besides=tried, apart=_APART
+        )
+        units = torch.cat([units, found])
+        chosen += ["best"] * len(found)
+    return space.from_unit(units), tuple(chosen)
 
 
 def make_report(
@@ -72,20 +85,21 @@ def make_report(
 
 def unused_hyperparameters(hypernet: HyperNetwork, loss: Loss, loader: Iterable[Any]) -> tuple[str, ...]:
     """Those on whose value the loss does not depend, at a few settings and one batch."""
-    units = hypernet.space.sample(_PROBES)
-    with torch.no_grad(), forked_random_state(hypernet.device):
+    space, device = hypernet.space, hypernet.device
+    units = space.sample(_PROBES)
+    with torch.no_grad(), forked_random_state(device):
         weights = hypernet.effective(units)
-        batch = to_device(next(iter(loader)), hypernet.device)
-    configs = {
-        name: value.to(hypernet.device, hypernet.dtype) if value.is_floating_point() else value.to(hypernet.device)
-        for name, value in hypernet.space.decode(units).items()
-    }
+        batch = to_device(next(iter(loader)), device)
+
+    def configs(at: Tensor) -> dict[str, Tensor]:
+        decoded = space.decode(at).items()
+        return {n: v.to(device, hypernet.dtype) if v.is_floating_point() else v.to(device) for n, v in decoded}
+
     with hypernet.lock:
         network = copy.deepcopy(hypernet.network).requires_grad_(True)
-    group = Group(network, [network] * _PROBES, configs, hypernet.mapping)
+    group = Group(network, [network] * _PROBES, configs(units), hypernet.mapping)
     group.weights = weights
-    with forked_random_state(hypernet.device):
-        return unused(group, loss, batch)
+    return unused(group, loss, batch, others=configs((units + 0.5) % 1.0))
 
 
 def calibrated(
@@ -109,10 +123,17 @@ def calibrated(
     units = torch.cat([evaluator.space.to_unit(report.configs) for report in reports])
     predicted = evaluator(units)
     calibrations = {}
+    seeds = max(report.seeds for report in reports)
     for name in predicted:
-        true = torch.cat([torch.from_numpy(report.true[name].mean(1)) for report in reports])
+        true = torch.from_numpy(np.concatenate([_padded(report.true[name], seeds) for report in reports]))
         calibrations[name] = Calibration(units, predicted[name].cpu(), true, method=method, residual=residual)
     return CalibratedEvaluator(evaluator, calibrations)
+
+
+def _padded(runs: np.ndarray, seeds: int) -> np.ndarray:
+    """Runs (S, R) as (S, seeds) with NaN where there is none; no run of a setting counts if one of them diverged."""
+    whole = np.where(np.isnan(runs).any(1, keepdims=True), np.nan, runs)
+    return np.pad(whole, ((0, 0), (0, seeds - runs.shape[1])), constant_values=np.nan)
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.optimize import isotonic_regression
@@ -66,9 +65,10 @@ class Calibration:
     Args:
         units: Settings that were trained for real, (S, d).
         predicted: What the surrogate says there, (S,).
-        true: What the trainings gave, (S,); settings with a NaN are left out.
+        true: What the trainings gave, (S,), or (S, R) where a setting was trained with up to R seeds and NaN stands for
+            no training; settings without any are left out.
         method: "affine" for a line whose slope is pulled towards 1, "monotone" for isotonic regression, which needs
-            more settings (a dozen, say) and has no gradient.
+            more settings (a dozen, say).
         residual: Whether Gaussian processes may help.
 
     Raises:
@@ -80,19 +80,21 @@ class Calibration:
         self,
         units: Float[Tensor, "S d"],
         predicted: Float[Tensor, "S"],
-        true: Float[Tensor, "S"],
+        true: Float[Tensor, "S"] | Float[Tensor, "S R"],
         *,
         method: Literal["affine", "monotone"] = "affine",
         residual: bool = True,
     ) -> None:
         """See the class."""
+        runs = true.double() if true.ndim == 2 else true.double().unsqueeze(1)
+        true = runs.nanmean(1)
         good = torch.isfinite(true) & torch.isfinite(predicted)
         if int(good.sum()) < FEWEST:
             raise DataError(
                 f"Calibration needs at least {FEWEST} settings with finite values, but got {int(good.sum())} of"
                 f" {len(true)}. Train more of them, for example by verify(settings=8)."
             )
-        units, predicted, true = units[good].double(), predicted[good].double(), true[good].double()
+        units, predicted, true, runs = units[good].double(), predicted[good].double(), true[good], runs[good]
         logarithmic = bool((true >= 0).all() and (predicted >= 0).all() and float(true.median()) > 0)
         self._offset = _OFFSET * float(true.median()) if logarithmic else None
         x, y = self._scaled(predicted), self._scaled(true)
@@ -100,15 +102,17 @@ class Calibration:
         self._curve = fit(x, y)
         errors = torch.stack([y[i] - fit(*_without(i, x, y))(x[i : i + 1])[0] for i in range(len(y))])
         self._margin = _widening(errors)
+        self._noise = _QUANTILE * _missing_noise(self._scaled(runs))
         self._mixture: _Mixture | None = None
         right = float((y - self._curve(x)).abs().max()) <= _RIGHT * float(y.abs().max())
         if residual and not right and not _ranks_rightly(x, y):
             self._mixture = _Mixture.fit(fit, units, x, y)
 
     def __call__(self, units: Float[Tensor, "S d"], predicted: Float[Tensor, "S"]) -> Calibrated:
-        """Calibrated predictions, float64, on the CPU; with "affine" differentiable in both arguments."""
+        """Calibrated predictions, float64, on the CPU; differentiable in both arguments."""
         x = self._scaled(predicted.double().cpu())
         center, margin = (self._curve(x), self._margin) if self._mixture is None else self._mixture(units, x)
+        margin = (torch.as_tensor(margin).square() + self._noise**2).sqrt()
         return Calibrated(*(self._native(values) for values in (center, center - margin, center + margin)))
 
     def _scaled(self, values: Tensor) -> Tensor:
@@ -141,19 +145,22 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Monotone:
-    """A curve that never falls, linear between its points and constant beyond them."""
+    """A curve that never falls, linear between its points (N,) and constant beyond them."""
 
-    x: np.ndarray
-    y: np.ndarray
+    x: Tensor
+    y: Tensor
 
     @classmethod
     def fit(cls, predicted: Tensor, true: Tensor) -> _Monotone:
         """Isotonic regression."""
-        order = np.argsort(predicted.numpy(), kind="stable")
-        return cls(predicted.numpy()[order], isotonic_regression(true.numpy()[order]).x)
+        x, order = predicted.sort(stable=True)
+        return cls(x, torch.from_numpy(isotonic_regression(true[order].numpy()).x))
 
     def __call__(self, values: Tensor) -> Tensor:
-        return torch.from_numpy(np.interp(values.detach().numpy(), self.x, self.y))
+        right = torch.searchsorted(self.x, values.detach()).clamp(1, len(self.x) - 1)
+        left = right - 1
+        share = (values - self.x[left]) / (self.x[right] - self.x[left]).clamp_min(_SMALLEST)
+        return self.y[left] + share.clamp(0.0, 1.0) * (self.y[right] - self.y[left])
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,16 @@ def _widening(errors: Tensor) -> float:
     sizes, count = errors.abs().sort().values, len(errors)
     rank = math.ceil(LEVEL * (count + 1))
     return float(sizes[rank - 1]) if rank <= count else _QUANTILE * float(sizes.square().mean().sqrt())
+
+
+def _missing_noise(runs: Float[Tensor, "S R"]) -> float:
+    """Standard deviation that one training has beyond the mean of those at its setting; 0 where there is one each."""
+    known = torch.isfinite(runs)
+    count = known.sum(1)
+    if int((count - 1).sum()) == 0:
+        return 0.0
+    spread = torch.where(known, runs - runs.nanmean(1, keepdim=True), 0.0).square().sum() / (count - 1).sum()
+    return float((spread * (1 - (1 / count).mean())).sqrt())
 
 
 def _without(index: int, *columns: Tensor) -> list[Tensor]:

@@ -15,6 +15,7 @@ from hypertune_mip.functional import ActiveConfig, active
 from hypertune_mip.functional.placement import attention_for_many_settings, find_slots, in_place, loop
 from hypertune_mip.training import Loss
 from hypertune_mip.training.options import OptimizerFactory
+from hypertune_mip.training.randomness import forked_random_state, set_seed
 
 _ELEMENTWISE = {
     getattr(torch.optim, name)
@@ -52,7 +53,7 @@ class Group:
             for name in names
         }
         self._slots = find_slots(network, names)
-        self._device = device
+        self.device = device
 
     def losses(self, loss: Loss, batch: Any) -> Float[Tensor, "S"]:
         """The loss of each network on one batch, in training mode."""
@@ -75,7 +76,7 @@ class Group:
             with active(config), in_place(self._slots, weights):
                 return function(self.network, data, config)
 
-        with attention_for_many_settings(self._device):
+        with attention_for_many_settings(self.device):
             if self.mapping == "loop":
                 return loop(one, self.size, self.weights, self.configs, batch, split=False)
             return vmap(one, in_dims=(0, 0, None), randomness="different")(self.weights, self.configs, batch)
@@ -91,17 +92,29 @@ def can_be_stacked(network: nn.Module, optimizer: OptimizerFactory) -> bool:
     return not running and type(optimizer(probe)) in _ELEMENTWISE
 
 
-def unused(group: Group, loss: Loss, batch: Any) -> tuple[str, ...]:
-    """Hyperparameters on whose value the loss does not depend, at fixed weights, in any of the group's networks.
+def unused(group: Group, loss: Loss, batch: Any, *, others: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Hyperparameters that may take other values while the loss stays the same, in all of the group's networks.
 
-    At a minimum of the loss, its derivative along a hyperparameter is this direct one (envelope theorem); where that
-    is zero everywhere, the minimum does not depend on it either. Only those with a derivative can be judged.
+    At a minimum of the loss, its derivative along a hyperparameter is the one at fixed weights (envelope theorem);
+    where the loss does not depend on it there, the minimum does not either. Values are compared, not derivatives: what
+    steers a random choice or a threshold has none.
+
+    Args:
+        group: Networks at their configs.
+        loss: Of one setting.
+        batch: To look at.
+        others: Values to try instead of the group's, (S,), by name.
     """
-    names = [name for name, value in group.configs.items() if value.is_floating_point()]
-    values = [group.configs[name].detach().requires_grad_() for name in names]
-    group.configs |= dict(zip(names, values, strict=True))
-    total = group.losses(loss, batch).sum()
-    if not names or not total.requires_grad:
-        return ()
-    slopes = torch.autograd.grad(total, values, allow_unused=True, materialize_grads=True)
-    return tuple(name for name, slope in zip(names, slopes, strict=True) if not bool(slope.any()))
+    own = group.configs
+
+    def losses(configs: dict[str, Tensor]) -> Tensor:
+        group.configs = configs
+        with torch.no_grad(), forked_random_state(group.device):
+            set_seed(0, (), group.device)
+            return group.losses(loss, batch)
+
+    try:
+        expected = losses(own)
+        return tuple(name for name in own if torch.equal(losses({**own, name: others[name]}), expected))
+    finally:
+        group.configs = own

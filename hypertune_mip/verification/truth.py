@@ -8,13 +8,14 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -98,7 +99,9 @@ class Truth:
         parallel: Networks that are trained at once, where `torch.func.vmap` can serve the network, loss and optimiser;
             others are trained one after another. 1 always does.
         device: Where to train.
-        folder: Where finished runs are kept; they are not trained again, by this object or a later one.
+        folder: Where finished runs are kept; they are not trained again, by this object or a later one, nor lost if
+            several processes share the folder. Space, budget and shapes are checked; loss and data cannot be, so take
+            another folder for others.
 
     Raises:
         OptionError: If an option is invalid.
@@ -193,7 +196,8 @@ class Truth:
 
         Args:
             configs: Native values.
-            seeds: Of initialisation, order of the data and noise; a number R stands for 0, ..., R - 1.
+            seeds: Of initialisation, order of the data and noise; a number R stands for 0, ..., R - 1. The noise of
+                dropout and augmentation also depends on which networks are trained together.
             common: Whether a seed means the same initialisation at all settings, which makes differences between them
                 less noisy. Otherwise each setting draws its own from the seed.
             progress: Whether to show a bar.
@@ -209,7 +213,7 @@ class Truth:
         own = self.space.from_unit(self.space.to_unit(configs))
         keys = [[_key(config, seed, common) for seed in numbers] for config in own]
         missing = {
-            seed: [i for i in _first_of_each([row[r] for row in keys]) if keys[i][r] not in self._runs]
+            seed: [i for i in first_of_each([row[r] for row in keys]) if keys[i][r] not in self._runs]
             for r, seed in enumerate(numbers)
         }
         total = sum(map(len, missing.values()))
@@ -220,9 +224,14 @@ class Truth:
                 self._runs |= dict(zip(names, results, strict=True))
                 self._save()
                 bar.update(len(names))
+        metrics = {tuple(self._runs[key]) for row in keys for key in row}
+        if len(metrics) > 1:
+            raise StorageError(
+                f"'{self.folder}' holds real trainings with other metrics: {sorted(metrics)}. Take another folder."
+            )
         return {
             name: np.array([[self._runs[key][name] for key in row] for row in keys]).reshape(len(own), len(numbers))
-            for name in next(iter(self._runs.values()), {})
+            for name in next(iter(metrics), ())
         }
 
     def network(self, config: Config, *, seed: int = 0) -> nn.Module:
@@ -342,11 +351,29 @@ class Truth:
             "optimizer": f"{type(probe).__name__}({', '.join(f'{k}={v}' for k, v in numbers.items())})",
             "schedule": getattr(self.schedule, "__qualname__", repr(self.schedule)),
             "initialize": "function" if callable(self.initialize) else self.initialize,
+            "given": self._digest() if self.initialize == "given" else None,
         }
 
+    def _digest(self) -> str:
+        """Of the weights that training starts from."""
+        digest = hashlib.sha256()
+        for weights in self._network.state_dict().values():
+            digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def _save(self) -> None:
-        if self.folder is not None:
-            save_tree(self.folder, _NAME, {"budget": self._budget(), "runs": self._runs}, kind=_NAME)
+        """Write all runs, with those that others have added to the folder in the meantime."""
+        if self.folder is None:
+            return
+        folder = Path(self.folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f"{_NAME}.lock"):
+                if (folder / f"{_NAME}.json").exists():
+                    self._runs = self._load(folder) | self._runs
+                save_tree(folder, _NAME, {"budget": self._budget(), "runs": self._runs}, kind=_NAME)
+        except OSError as error:
+            raise StorageError(f"Could not save real trainings to '{folder}': {error}.") from error
 
     def _load(self, folder: str | Path) -> dict[str, dict[str, float]]:
         tree = load_tree(folder, _NAME, kind=_NAME)
@@ -367,6 +394,6 @@ def _key(config: Mapping[str, Value], seed: int, common: bool) -> str:
     return hashlib.sha256(json.dumps([dict(config), seed, common]).encode()).hexdigest()[:16]
 
 
-def _first_of_each(keys: Sequence[str]) -> list[int]:
+def first_of_each(keys: Sequence[Hashable]) -> list[int]:
     """Indices of `keys` without repetitions."""
     return sorted({key: index for index, key in reversed(list(enumerate(keys)))}.values())

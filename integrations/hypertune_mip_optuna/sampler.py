@@ -1,8 +1,9 @@
 """An Optuna sampler for a study of REAL trainings that knows a surrogate of them.
 
-The surrogate's best settings come first, lying apart; then each finished trial calibrates the surrogate, and settings
-are proposed by expected improvement. Parameters that the surrogate does not know (a learning rate, a width) come from
-an inner sampler. Where results show that the surrogate ranks settings wrongly, the inner sampler takes over altogether.
+The surrogate's best settings come first, lying apart; settings spread over the space follow until results suffice to
+calibrate the surrogate; then settings are proposed by expected improvement. Parameters that the surrogate does not know
+(a learning rate, a width) come from an inner sampler. Where results show that the surrogate ranks settings wrongly, the
+inner sampler takes over altogether.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from hypertune_mip.surrogate.proposal import Proposer
 
 _PROPOSAL = "hypertune_mip:proposal"
 _RESULT = (TrialState.COMPLETE, TrialState.FAIL)
+_AHEAD = 16  # workers that may ask at the same time; a trial that was killed before it was proposed anything counts too
 
 
 class SurrogateSampler(BaseSampler):
@@ -150,24 +152,33 @@ class SurrogateSampler(BaseSampler):
         """The config that the surrogate proposes for a trial, the same whenever asked; empty if it takes no part."""
         key = (study.study_name, trial.number)
         if key not in self._proposals:
-            tried, values, pending = self._results(study, besides=trial.number)
+            tried, values, pending, ahead = self._results(study, trial)
             if self._doubts(study, tried, values, pending) is not None:
                 self._proposals[key] = {}
             else:
+                for _ in range(ahead):
+                    theirs = self.proposer.propose(tried, values, pending, maximize=_maximized(study))
+                    pending = torch.cat([pending, theirs])
                 unit = self.proposer.propose(tried, values, pending, maximize=_maximized(study))
                 self._proposals[key] = self.proposer.space.from_unit(unit)[0]
                 study._storage.set_trial_system_attr(trial._trial_id, _PROPOSAL, self._proposals[key])
         return self._proposals[key]
 
-    def _results(self, study: optuna.Study, *, besides: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Units and values of trials with a result, and units of those that are running or were pruned."""
+    def _results(self, study: optuna.Study, trial: FrozenTrial) -> tuple[Tensor, Tensor, Tensor, int]:
+        """What the other trials say: results, what is being tried, and who asks at the same time.
+
+        Returns:
+            Units and values of trials with a result, units of those that are running or were pruned, and how many
+            earlier trials have only just started: their workers are being proposed settings at this moment.
+        """
         space = self.proposer.space
-        tried, values, pending = [], [], []
+        tried, values, pending, ahead = [], [], [], 0
         for other in study.get_trials(deepcopy=False):
             config = {name: other.params[name] for name in space if other.distributions.get(name) == space[name]}
             if len(config) < len(space) and other.state == TrialState.RUNNING:
                 config = other.system_attrs.get(_PROPOSAL, {})  # another worker's, not all suggested yet
-            if len(config) < len(space) or other.number == besides:
+                ahead += other.number < trial.number and not config and not other.params
+            if len(config) < len(space) or other.number == trial.number:
                 continue
             try:
                 unit = space.to_unit(config)
@@ -179,7 +190,8 @@ class SurrogateSampler(BaseSampler):
             else:
                 pending.append(unit)
         empty = torch.empty(0, len(space), dtype=torch.float64)
-        return torch.cat([empty, *tried]), torch.tensor(values, dtype=torch.float64), torch.cat([empty, *pending])
+        numbers = torch.tensor(values, dtype=torch.float64)
+        return torch.cat([empty, *tried]), numbers, torch.cat([empty, *pending]), min(ahead, _AHEAD)
 
     def _doubts(self, study: optuna.Study, tried: Tensor, values: Tensor, pending: Tensor) -> str | None:
         """Why the surrogate takes no part; said once."""
@@ -193,8 +205,8 @@ class SurrogateSampler(BaseSampler):
         if doubts is not None and not self._warned:
             self._warned = True
             warnings.warn(
-                f"The surrogate takes no part in this search any more: {doubts} {type(self.inner).__name__} goes on"
-                " alone, with all results so far.",
+                f"The surrogate takes no part in this search for now: {doubts} {type(self.inner).__name__} goes on"
+                " alone, with all results so far, until these speak for the surrogate.",
                 HypertuneWarning,
                 stacklevel=2,
             )
