@@ -87,9 +87,10 @@ def with_interval(
 
 
 def ceiling(statistic: Statistic, runs: Float[np.ndarray, "S R"]) -> float:
-    """What noise lets a perfect predictor reach: each seed's runs against the mean of the others, averaged.
+    """How well seeds of real training agree: each seed's runs against the mean of the others, averaged.
 
-    NaN for a single seed, which says nothing about noise.
+    It is what one training says about another, the mark for a prediction of ONE training; a perfect prediction agrees
+    with the mean over seeds better than that. NaN for a single seed, which says nothing about noise.
     """
     seeds = runs.shape[1]
     if seeds < 2:
