@@ -1,8 +1,9 @@
 """Time a step: one process, two processes of plain DistributedDataParallel, two workers of Ray Train.
 
 All run the same training loop on the same data and are interleaved, round after round; a round's ratios are taken
-within it. The time is what the loop itself measures, an epoch's over its steps, without the first epoch. Ray's workers
-run at the priority of the others (Ray lowers it otherwise), and each process has one thread.
+within it. The time is that from the end of one epoch to the end of the next, over its steps, so that all that Ray adds
+to an epoch counts (checkpoints are half a minute apart, and none falls into it). Ray's workers run at the priority of
+the others (Ray lowers it otherwise), and each process has one thread.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +88,31 @@ def _batches(size: int, steps: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.split(size), torch.randint(CLASSES, (len(x),), generator=generator).split(size), strict=True))
 
 
-def _milliseconds(history: list[dict[str, Any]], steps: int) -> float:
-    return statistics.median(1e3 * record["seconds"] / steps for record in history[1:])
+class _Clock:
+    """A callback that notes when each epoch ends."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder) / "ends"
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{time.time()}\n")
+
+    def milliseconds(self, steps: int) -> float:
+        """A step's, in the median epoch after the first."""
+        ends = [float(line) for line in self.path.read_text().split()]
+        return statistics.median(1e3 * (end - start) / steps for start, end in pairwise(ends))
 
 
-def _options(shape: tuple[int, int], epochs: int) -> dict[str, Any]:
-    return {"epochs": epochs, "settings_per_step": shape[1], "progress": False}
+def _options(shape: tuple[int, int], epochs: int, clock: _Clock) -> dict[str, Any]:
+    return {"epochs": epochs, "settings_per_step": shape[1], "progress": False, "callbacks": [clock]}
 
 
 def _alone(shape: tuple[int, int], steps: int, epochs: int) -> float:
-    options = Options(**_options(shape, epochs))
-    return _milliseconds(train(_hypernet(), _loss, _batches(shape[0], steps), options).history, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        clock = _Clock(folder)
+        train(_hypernet(), _loss, _batches(shape[0], steps), Options(**_options(shape, epochs, clock)))
+        return clock.milliseconds(steps)
 
 
 class _Plain(SingleProcess):
@@ -117,16 +134,14 @@ class _Plain(SingleProcess):
 def _plain(shape: tuple[int, int], steps: int, epochs: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_plain_worker, (folder, shape, steps, epochs), nprocs=2)
-        return float((Path(folder) / "milliseconds").read_text())
+        return _Clock(folder).milliseconds(steps)
 
 
 def _plain_worker(rank: int, folder: str, shape: tuple[int, int], steps: int, epochs: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    options = Options(**_options(shape, epochs))
-    history = train(_hypernet(), _loss, _batches(shape[0], steps), options, strategy=_Plain(rank, 2)).history
-    if rank == 0:
-        (Path(folder) / "milliseconds").write_text(str(_milliseconds(history, steps)))
+    options = Options(**_options(shape, epochs, _Clock(folder)))
+    train(_hypernet(), _loss, _batches(shape[0], steps), options, strategy=_Plain(rank, 2))
     dist.destroy_process_group()
 
 
@@ -136,12 +151,13 @@ def _ray(shape: tuple[int, int], steps: int, epochs: int) -> float:
     import hypertune_mip_ray as ht_ray
 
     with tempfile.TemporaryDirectory() as folder:
-        surrogate = ht_ray.fit(
+        clock = _Clock(folder)
+        ht_ray.fit(
             _hypernet(),
             _loss,
             lambda: _batches(shape[0], steps),
             scaling_config=ScalingConfig(num_workers=2),
             run_config=RunConfig(name="steps", storage_path=folder),
-            **_options(shape, epochs),
+            **_options(shape, epochs, clock),
         )
-    return _milliseconds(surrogate.history, steps)
+        return clock.milliseconds(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -85,6 +86,16 @@ class Surrogate:
             f"Surrogate(hyperparameters={list(self.space.names)}, metrics={metrics and list(metrics)},"
             f" head={self.hypernet.head}, epochs={len(self.history)})"
         )
+
+    def on(self, device: str | torch.device) -> Surrogate:
+        """A copy on another device, with the same reports and calibration."""
+        moved = copy.copy(self)
+        moved.hypernet = copy.deepcopy(self.hypernet).to(device)
+        if (own := self._evaluator) is not None:
+            moved._evaluator = Evaluator(moved.hypernet, own.metric, own.data.loader, memory_budget=own.memory_budget)
+            if self._calibrated is not None:
+                moved._calibrated = CalibratedEvaluator(moved._evaluator, self._calibrated.calibrations)
+        return moved
 
     @property
     def space(self) -> SearchSpace:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,9 @@ from hypertune_mip import HypertuneWarning, OptionError, StorageError
 from hypertune_mip.training.checkpoint import check_readable
 
 IN_THIS_PROCESS = "checkpoint_0"  # comes before those of Ray, whose names are "checkpoint_" and the time
+
+
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own list of checkpoints
 
 
 class RunFolder(NamedTuple):
@@ -34,6 +39,14 @@ class RunFolder(NamedTuple):
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
 
+def with_absolute_path(config: RunConfig) -> RunConfig:
+    """The same, with a path that Ray takes: it refuses relative ones."""
+    root = str(config.storage_path)
+    if config.storage_filesystem is not None or "://" in root:
+        return config
+    return dataclasses.replace(config, storage_path=str(Path(root).expanduser().absolute()))
+
+
 def run_folder(config: RunConfig, *, resume: bool | Literal["auto"]) -> RunFolder:
     """Where a run is kept: Ray would go on with one of the same name without a word, also with one that is finished.
 
@@ -43,7 +56,7 @@ def run_folder(config: RunConfig, *, resume: bool | Literal["auto"]) -> RunFolde
     filesystem, root = config.storage_filesystem, str(config.storage_path)
     if filesystem is None:
         if "://" not in root:
-            root = Path(root).expanduser().absolute().as_uri()
+            root = Path(root).as_uri()
         filesystem, root = pyarrow.fs.FileSystem.from_uri(root)
     path = f"{root}/{config.name}"
     exists = filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
@@ -57,9 +70,8 @@ def run_folder(config: RunConfig, *, resume: bool | Literal["auto"]) -> RunFolde
     return RunFolder(filesystem, path)
 
 
-@contextmanager
-def newest(folder: RunFolder, *, expected: bool) -> Iterator[Path | None]:
-    """The newest checkpoint that can be read, in a folder on this machine; None if there is none yet.
+def newest(folder: RunFolder, *, expected: bool) -> str | None:
+    """The name of the newest checkpoint that can be read; None if there is none yet.
 
     All in storage count, not only those that Ray knows: it learns of one up to two seconds after it was written, and a
     worker may be lost in between.
@@ -75,23 +87,57 @@ def newest(folder: RunFolder, *, expected: bool) -> Iterator[Path | None]:
         HypertuneWarning: If a damaged one is passed over.
     """
     listed = folder.filesystem.get_file_info(pyarrow.fs.FileSelector(folder.path, allow_not_found=True))
-    paths = [
-        i.path for i in listed if i.type == pyarrow.fs.FileType.Directory and i.base_name.startswith("checkpoint_")
-    ]
+    names = [i.base_name for i in listed if i.type == pyarrow.fs.FileType.Directory]
+    chosen: str | None = None
     damaged: list[str] = []
-    for path in sorted(paths, reverse=True):
-        with Checkpoint(path, folder.filesystem).as_directory() as local:
-            try:
-                check_readable(local)
-            except StorageError as error:
-                damaged.append(str(error))
-                continue
-            if damaged:
-                warnings.warn(
-                    f"Training goes on from '{path}', because: {' '.join(damaged)}", HypertuneWarning, stacklevel=3
-                )
-            yield Path(local)
-            return
-    if expected:
+    for name in sorted((n for n in names if n.startswith("checkpoint_")), reverse=True):
+        try:
+            with opened(folder, name):
+                chosen = name
+                break
+        except StorageError as error:
+            damaged.append(str(error))
+    if expected and chosen is None:
         raise StorageError(f"No checkpoint in '{folder.path}' can be read: {' '.join(damaged)}")
-    yield None
+    if damaged:
+        where = f"from '{folder.path}/{chosen}'" if chosen is not None else "from its start"
+        warnings.warn(f"Training goes on {where}, because: {' '.join(damaged)}", HypertuneWarning, stacklevel=3)
+    return chosen
+
+
+@contextmanager
+def opened(folder: RunFolder, name: str) -> Iterator[Path]:
+    """A checkpoint as a folder on this machine.
+
+    Raises:
+        StorageError: If it cannot be read.
+    """
+    with Checkpoint(f"{folder.path}/{name}", folder.filesystem).as_directory() as local:
+        check_readable(local)
+        yield Path(local)
+
+
+def mend(folder: RunFolder) -> None:
+    """Set Ray's own list of checkpoints aside where it is damaged or names some that are gone: Ray refuses such a run.
+
+    Nothing is lost by that: the checkpoints themselves are looked for in storage.
+
+    Warns:
+        HypertuneWarning: If it was set aside.
+    """
+    path = f"{folder.path}/{_SNAPSHOT}"
+    if folder.filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
+        return
+    try:
+        with folder.filesystem.open_input_stream(path) as stream:
+            listed = [each["checkpoint_dir_name"] for each in json.loads(stream.read())["checkpoint_results"]]
+        infos = folder.filesystem.get_file_info([f"{folder.path}/{name}" for name in listed])
+        gone = [info.base_name for info in infos if info.type == pyarrow.fs.FileType.NotFound]
+        reason = f"it names {gone}, which are gone" if gone else None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it cannot be read ({error!r})"
+    if reason is not None:
+        folder.filesystem.move(path, f"{path}.damaged")
+        warnings.warn(
+            f"Ray's list of checkpoints, '{path}', was set aside, because {reason}.", HypertuneWarning, stacklevel=4
+        )

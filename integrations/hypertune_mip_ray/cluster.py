@@ -15,10 +15,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from hypertune_mip import DataError, HypertuneError, HypertuneWarning, OptionError
 
 
-def connect() -> None:
-    """Join the cluster that Ray finds, or start one on this machine; a connection of the user's is left as it is."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+def connect() -> bool:
+    """Join the cluster that Ray finds, or start one on this machine; a connection of the user's is left as it is.
+
+    Returns:
+        Whether one was started: then it is this machine alone, and nothing will be added to it.
+    """
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return True
+    return False
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
@@ -26,18 +37,22 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
-def check_resources(scaling: ScalingConfig) -> None:
+def check_resources(scaling: ScalingConfig, *, own: bool) -> None:
     """See whether the cluster can hold the workers: Ray itself would wait for ever, without a word.
 
+    Args:
+        scaling: What is asked for.
+        own: Whether Ray was started here, on this machine alone.
+
     Raises:
-        OptionError: If GPUs are asked for, but there are none.
+        OptionError: If GPUs are asked for, but this machine has none.
 
     Warns:
-        HypertuneWarning: If anything else is short, which an autoscaler may change.
+        HypertuneWarning: If a cluster has too little, which an autoscaler, or nodes that are starting, may change.
     """
     has = ray.cluster_resources()
-    if scaling.use_gpu and not has.get("GPU"):
-        raise OptionError("`scaling_config` asks for GPUs, but the Ray cluster has none. Pass use_gpu=False.")
+    if own and scaling.use_gpu and not has.get("GPU"):
+        raise OptionError("`scaling_config` asks for GPUs, but this machine has none. Pass use_gpu=False.")
     each = scaling.resources_per_worker or ({"GPU": 1} if scaling.use_gpu else {"CPU": 1})
     workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[0]
     short = [
@@ -51,6 +66,18 @@ def check_resources(scaling: ScalingConfig) -> None:
             HypertuneWarning,
             stacklevel=4,
         )
+
+
+def how_many(resources: Mapping[str, float]) -> int:
+    """How many tasks or actors with such resources the cluster can run at a time, as it is now; at least one."""
+    has = ray.cluster_resources()
+    return max(1, min((int(has.get(name, 0.0) / amount) for name, amount in resources.items() if amount), default=1))
+
+
+def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
+    """The options of a task or actor with such resources."""
+    others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+    return {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0), "resources": others}
 
 
 def own_error(error: BaseException) -> HypertuneError | None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, NamedTuple
 
 import ray.data
 import ray.train
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from hypertune_mip import DataError, OptionError
 from hypertune_mip.training.options import at_least
@@ -117,9 +125,13 @@ def check_divisible(given: Any, workers: int) -> None:
         return
     if isinstance(given.dataset, IterableDataset):
         raise DataError("An IterableDataset cannot be divided. Pass a function that makes each worker's own loader.")
-    if given.batch_sampler is not None and type(given.sampler).__name__ not in ("RandomSampler", "SequentialSampler"):
+    sampler: Any = given.sampler
+    if type(given.batch_sampler) not in (BatchSampler, NoneType):
+        sampler = given.batch_sampler
+    plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
+    if not plain:
         raise DataError(
-            f"A loader with a {type(given.sampler).__name__} cannot be divided. Pass a function that makes each"
+            f"A loader with a {type(sampler).__name__} of its own cannot be divided. Pass a function that makes each"
             " worker's own loader."
         )
     check_enough(len(given.dataset), workers)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hypertune_mip import OptionError, Surrogate
-from hypertune_mip_ray.cluster import connect
+from hypertune_mip_ray.cluster import connect, how_many, task_options
 
 _RETRIES = 3  # of an actor that is lost, and of what it was asked
 _CHUNK = 4096  # settings a call: large enough that calls cost nothing, small enough for a bar that moves
@@ -33,7 +33,7 @@ def evaluate_batch(
     Args:
         surrogate: With validation data. It is put into the object store once.
         settings: Configs, or units (S, d).
-        actors: How many; None takes one for each CPU of the cluster, or as many as there are pieces of work.
+        actors: How many at most; not more are started than the cluster has resources for, or pieces of work.
         resources_per_actor: Of each actor, as Ray names them; None is one CPU. With a GPU the surrogate moves there.
         progress: Whether to show a bar.
 
@@ -50,14 +50,12 @@ def evaluate_batch(
         raise OptionError(f"`actors` must be at least 1, but got {actors}.")
     connect()
     chunks = units.split(_CHUNK) if len(units) else (units,)
-    if actors is None:
-        actors = max(1, int(ray.cluster_resources().get("CPU", 1)))
     resources = dict(resources_per_actor or {"CPU": 1})
-    options = {"num_cpus": resources.pop("CPU", 0), "num_gpus": resources.pop("GPU", 0), "resources": resources}
-    options |= {"max_restarts": _RETRIES, "max_task_retries": _RETRIES}
-    shared = ray.put(surrogate)
+    count = min(len(chunks), how_many(resources), *([] if actors is None else [actors]))
+    options = {**task_options(resources), "max_restarts": _RETRIES, "max_task_retries": _RETRIES}
+    shared = ray.put(surrogate.on("cpu"))
     actor: Any = _Evaluator
-    pool = ActorPool([actor.options(**options).remote(shared) for _ in range(min(actors, len(chunks)))])
+    pool = ActorPool([actor.options(**options).remote(shared) for _ in range(count)])
     parts = pool.map(lambda each, chunk: each.evaluate.remote(chunk), chunks)
     done = list(tqdm(parts, total=len(chunks), disable=not progress, desc="evaluate", unit="chunk"))
     return {name: np.concatenate([part[name] for part in done]) for name in done[0]}
@@ -68,9 +66,8 @@ class _Evaluator:
     """An actor with the surrogate in its own memory."""
 
     def __init__(self, surrogate: Surrogate) -> None:
-        self._surrogate = surrogate
-        if ray.get_gpu_ids() and torch.cuda.is_available():
-            surrogate.hypernet.to("cuda")
+        on_gpu = ray.get_gpu_ids() and torch.cuda.is_available()
+        self._surrogate = surrogate.on("cuda") if on_gpu else surrogate
 
     def evaluate(self, units: Tensor) -> dict[str, np.ndarray]:
         return self._surrogate.evaluate_units(units)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,14 +14,14 @@ import ray.train.torch
 from ray.train import RunConfig, ScalingConfig
 from torch.utils.data import DataLoader
 
-from hypertune_mip import Budget, HyperNetwork, OptionError, StorageError, Surrogate
+from hypertune_mip import Budget, HyperNetwork, OptionError, Surrogate
 from hypertune_mip import fit as fit_in_one_process
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.training import Loss, Options, adam, cosine
 from hypertune_mip.training.checkpoint import load_result
 from hypertune_mip.training.options import Callback, OptimizerFactory, ScheduleFactory, at_least
 from hypertune_mip.verification.response import warn_of_no_response
-from hypertune_mip_ray.checkpoints import IN_THIS_PROCESS, run_folder
+from hypertune_mip_ray.checkpoints import IN_THIS_PROCESS, mend, newest, opened, run_folder, with_absolute_path
 from hypertune_mip_ray.cluster import check_resources, connect, own_error, sent
 from hypertune_mip_ray.data import Data, LoaderFactory, own_loader, prepared
 from hypertune_mip_ray.mailbox import delivered
@@ -106,9 +105,10 @@ def fit(
             every two seconds at most. After the last epoch there is one in any case.
 
     Raises:
-        OptionError: If an option is invalid, a name is taken, or GPUs are asked for where the cluster has none.
+        OptionError: If an option is invalid, a name is taken, or GPUs are asked for on a single machine without one.
         DataError: If there are more workers than examples, or something cannot be sent to the workers.
-        TrainingError: If a loss is not finite on any worker; all stop, and the setting is named.
+        TrainingError: If a loss is not finite on any worker; all stop, and the setting is named. As with any error that
+            would come again, training is not tried a second time, whatever `run_config` allows.
         StorageError: If no checkpoint of a run to resume can be read, or it belongs to another run.
         ray.train.TrainingFailedError: If workers failed more often than `run_config` allows.
 
@@ -139,6 +139,7 @@ def fit(
     scaling = scaling_config or ScalingConfig(num_workers=1)
     workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[-1]
     storage = run_config if run_config is not None else RunConfig(name=f"hypertune-mip-{uuid.uuid4().hex[:12]}")
+    storage = with_absolute_path(storage)
     data = prepared(train_loader, batch_size, shuffle_buffer, workers)
     folder = run_folder(storage, resume=resume)
     job = Job(
@@ -161,28 +162,29 @@ def fit(
 
 def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig, *, progress: bool) -> Surrogate:
     """On Ray's workers."""
-    connect()
-    check_resources(scaling)
+    check_resources(scaling, own=connect())
+    mend(job.folder)
     job.hypernet.to("cpu")
-    with delivered(job.options.epochs, progress=progress) as sender:
-        everything = sent(dataclasses.replace(job, sender=sender), vars(job))
+    with delivered(job.options.epochs, progress=progress) as mailbox:
         trainer: Any = ray.train.torch.TorchTrainer(
             work,
-            train_loop_config={"job": everything},
+            train_loop_config={"job": sent(job, vars(job)), "sender": mailbox.sender},
             scaling_config=scaling,
             run_config=storage,
             datasets=data.datasets,
         )
         try:
-            result = trainer.fit()
+            trainer.fit()
         except ray.train.TrainingFailedError as error:
-            own = own_error(error)
+            own = mailbox.failure() or own_error(error)
             if own is None:
                 raise
             raise own from error
-    if result.checkpoint is None:
-        raise StorageError(f"The run '{storage.name}' has left no checkpoint in '{storage.storage_path}'.")
-    with result.checkpoint.as_directory() as folder:
+        if (failure := mailbox.failure()) is not None:
+            raise failure
+    last = newest(job.folder, expected=True)  # Ray's result may miss it, if a worker was lost just after it was written
+    assert last is not None
+    with opened(job.folder, last) as folder:
         history, unread = load_result(folder, job.hypernet)
     options = job.options
     surrogate = Surrogate(
@@ -202,7 +204,10 @@ def _fit_here(job: Job, storage: RunConfig, data: Data, *, progress: bool) -> Su
     """In this process, with Ray's context around it."""
     if not job.folder.is_local:
         raise OptionError("With num_workers=0 the storage of `run_config` must be on this machine.")
-    resume = any(Path(job.folder.path).glob("checkpoint_*"))  # the folder of a new run does not exist
+    kept = {path.name for path in Path(job.folder.path).glob("checkpoint_*")}
+    if kept - {IN_THIS_PROCESS}:
+        raise OptionError(f"The run '{storage.name}' was trained by workers. Go on with as many, or take another name.")
+    resume = bool(kept)
     checkpoint = f"{job.folder.path}/{IN_THIS_PROCESS}"
     options = {**vars(job.options), "checkpoint": checkpoint, "resume": resume, "progress": progress}
 

@@ -77,10 +77,9 @@ class SurrogateSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
             for trial in self._ot_study.get_trials(deepcopy=False)
             if trial.state.is_finished()
         ]
-        names = list(self._space)
-        save_json(
-            checkpoint_path, {"metric": self.metric, "mode": self.mode, "names": names, "trials": trials}, kind=_KIND
-        )
+        running = {name: trial.params for name, trial in self._ot_trials.items() if name not in self._completed_trials}
+        content = {"metric": self.metric, "mode": self.mode, "names": list(self._space)}
+        save_json(checkpoint_path, {**content, "trials": trials, "running": running}, kind=_KIND)
 
     def restore(self, checkpoint_path: str) -> None:
         """Learn from the trials that `save` wrote, in addition to what is known.
@@ -95,14 +94,15 @@ class SurrogateSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
                 f"'{checkpoint_path}' belongs to another search: {content.get('names')}, not {expected}."
             )
         for trial in content["trials"]:
-            self._ot_study.add_trial(
-                create_trial(
-                    state=TrialState[trial["state"]],
-                    value=trial["value"],
-                    params=trial["params"],
-                    distributions=dict(self._space) if trial["params"] else {},
-                )
-            )
+            self._add(trial["params"], TrialState[trial["state"]], trial["value"])
+        for name, params in content["running"].items():  # Tune starts them again under their names
+            self._ot_trials[name] = self._add(params, TrialState.RUNNING, None)
+
+    def _add(self, params: dict[str, Any], state: TrialState, value: float | None) -> optuna.Trial:
+        distributions = dict(self._space) if params else {}
+        study = self._ot_study
+        study.add_trial(create_trial(state=state, value=value, params=params, distributions=distributions))
+        return optuna.Trial(study, study.get_trials(deepcopy=False)[-1]._trial_id)
 
     @property
     def study(self) -> optuna.Study:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,10 @@ class RayStrategy:
         self.world_size: int = context.get_world_size()
         self._sampler = getattr(loader, "sampler", None)
         self._device = ray.train.torch.get_device()
-        own = len(loader) if isinstance(loader, Sized) else -1
+        try:
+            own = len(loader)  # type: ignore[arg-type]
+        except TypeError:  # also a DataLoader may have none
+            own = -1
         lengths = self.gather(torch.tensor([own], device=self._device)).tolist()
         if len(set(lengths)) > 1:
             raise DataError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from hypertune_mip import SearchSpace, SpaceError, Surrogate
 
@@ -14,8 +15,8 @@ def trainable(surrogate: Surrogate, metrics: str | Sequence[str]) -> Any:
     """What `tune.Tuner` runs: each trial reports all metrics of the surrogate at its config, and is done.
 
     The surrogate goes to Ray's object store once, and each actor that runs trials takes it from there; with
-    `TuneConfig(reuse_actors=True)` an actor serves many trials. A trial costs Ray some 50 ms, hundreds of times what
-    the surrogate takes: for thousands of settings use `evaluate_batch`, or `Surrogate.minimize`.
+    `TuneConfig(reuse_actors=True)` an actor serves many trials. A trial costs Ray more than the surrogate takes: for
+    thousands of settings use `evaluate_batch`, or `Surrogate.minimize`.
 
     Args:
         surrogate: With validation data.
@@ -32,12 +33,20 @@ def trainable(surrogate: Surrogate, metrics: str | Sequence[str]) -> Any:
         if name not in surrogate.metrics:
             raise SpaceError(f"The metric {name!r} is unknown; `metric` returns {list(surrogate.metrics)}.")
     surrogate.warn_of_doubts(*names, stacklevel=3)
-    return tune.with_parameters(surrogate_trial, surrogate=surrogate)
+    return tune.with_parameters(surrogate_trial, pickled=cloudpickle.dumps(surrogate.on("cpu")))
 
 
-def surrogate_trial(config: dict[str, Any], surrogate: Surrogate) -> None:
+def surrogate_trial(config: dict[str, Any], pickled: bytes) -> None:
     """One trial."""
+    surrogate = _unpickled(pickled)
     tune.report(surrogate.evaluate(inside(surrogate.space, config)))
+
+
+@lru_cache(maxsize=1)
+def _unpickled(pickled: bytes) -> Surrogate:
+    """Once an actor: Ray itself would unpickle what it passes anew for each trial."""
+    surrogate: Surrogate = cloudpickle.loads(pickled)
+    return surrogate
 
 
 def inside(space: SearchSpace, config: dict[str, Any]) -> dict[str, Any]:

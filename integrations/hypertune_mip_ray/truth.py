@@ -14,7 +14,7 @@ import torch
 from hypertune_mip import HypertuneWarning, Truth
 from hypertune_mip.training.options import at_least
 from hypertune_mip.verification.truth import InThisProcess, Runs
-from hypertune_mip_ray.cluster import connect, own_error, sent
+from hypertune_mip_ray.cluster import connect, how_many, own_error, sent, task_options
 
 Results = list[dict[str, float]]
 
@@ -50,8 +50,7 @@ def in_parallel(
     connect()
     resources = dict(resources_per_task or {"CPU": 1})
     if tasks is None:
-        has = ray.cluster_resources()
-        tasks = max(1, min((int(has.get(name, 0.0) / amount) for name, amount in resources.items() if amount)))
+        tasks = how_many(resources)
     at_least(1, tasks=tasks)
     spread = copy.copy(truth)
     spread.executor = _Tasks(tasks, resources, max_retries)
@@ -64,13 +63,7 @@ class _Tasks:
     def __init__(self, parts: int, resources: dict[str, float], max_retries: int) -> None:
         """One task for each of the `Runs`."""
         self.parts = parts
-        resources = dict(resources)
-        self._options = {
-            "num_cpus": resources.pop("CPU", 0),
-            "num_gpus": resources.pop("GPU", 0),
-            "resources": resources,
-            "max_retries": max_retries,
-        }
+        self._options = {**task_options(resources), "max_retries": max_retries}
 
     def __call__(self, truth: Truth, work: Iterable[Runs]) -> Iterator[tuple[Runs, Results]]:
         """As many at a time as there are parts; results as they come."""

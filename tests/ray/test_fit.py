@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -26,6 +27,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 import hypertune_mip_ray as ht_ray
+from hypertune_mip_ray.checkpoints import mend, newest, run_folder, with_absolute_path
 from hypertune_mip_ray.cluster import check_resources
 from hypertune_mip_ray.data import own_loader
 
@@ -231,7 +233,12 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_on_one_worker_stops_all(tmp_path: Path) -> None:
+    """However many failures Ray may repair: this one would come again."""
+    starts = tmp_path / "starts"
+    starts.mkdir()
+
     def poisoned() -> list[Any]:
+        (starts / f"{os.getpid()}").touch()
         own = part_of_batches()
         if ray.train.get_context().get_world_rank() == 1:
             own[2] = (own[2][0] * float("nan"), own[2][1])
@@ -239,9 +246,10 @@ def test_a_loss_that_is_not_finite_on_one_worker_stops_all(tmp_path: Path) -> No
 
     with pytest.raises(ht.TrainingError, match=r"The loss is nan in epoch 1 at the setting \{'decay'"):
         ht_ray.fit(
-            hypernet(), loss, poisoned, run_config=here(tmp_path), scaling_config=workers(2), settings_per_step=4,
-            **OPTIONS,
+            hypernet(), loss, poisoned, run_config=here(tmp_path, failure_config=FailureConfig(max_failures=-1)),
+            scaling_config=workers(2), settings_per_step=4, **OPTIONS,
         )  # fmt: skip
+    assert len(list(starts.iterdir())) == 2
 
 
 class Unpicklable:
@@ -271,15 +279,17 @@ def test_bad_input(tmp_path: Path) -> None:
         fit(batches())
     with pytest.raises(ht.DataError, match="An IterableDataset cannot be divided"):
         fit(torch.utils.data.DataLoader(Endless()), scaling_config=workers(2))
-    with pytest.raises(ht.DataError, match="A loader with a WeightedRandomSampler cannot be divided"):
-        sampler = torch.utils.data.WeightedRandomSampler([1.0] * problem.EXAMPLES, 4)
-        fit(problem.loader(shuffle=False, sampler=sampler), scaling_config=workers(2))
+    weighted = torch.utils.data.WeightedRandomSampler([1.0] * problem.EXAMPLES, 4)
+    repeated = torch.utils.data.RandomSampler(problem.data(), replacement=True, num_samples=4)
+    for sampler, name in ((weighted, "WeightedRandomSampler"), (repeated, "RandomSampler")):
+        with pytest.raises(ht.DataError, match=f"A loader with a {name} of its own cannot be divided"):
+            fit(problem.loader(shuffle=False, sampler=sampler), scaling_config=workers(2))
+    with pytest.raises(ht.DataError, match="A loader with a list of its own cannot be divided"):
+        fit(torch.utils.data.DataLoader(problem.data(), batch_sampler=[[0, 1], [2, 3]]), scaling_config=workers(2))
     with pytest.raises(ht.OptionError, match="needs `batch_size`"):
         fit(by_column())
     with pytest.raises(ht.OptionError, match=r"are for a ray\.data\.Dataset"):
         fit(batches, batch_size=4)
-    with pytest.raises(ht.OptionError, match="asks for GPUs, but the Ray cluster has none"):
-        fit(batches, scaling_config=ScalingConfig(num_workers=1, use_gpu=True))
     with pytest.raises(ht.OptionError, match="`epochs` must be"):
         fit(batches, epochs=0)
     with pytest.raises(ht.OptionError, match="`checkpoint_every` must be"):
@@ -289,7 +299,67 @@ def test_bad_input(tmp_path: Path) -> None:
 
 def test_it_says_when_the_cluster_is_too_small() -> None:
     with pytest.warns(ht.HypertuneWarning, match="asks for 6 CPU of which there are 4: training starts when"):
-        check_resources(ScalingConfig(num_workers=3, resources_per_worker={"CPU": 2}))
+        check_resources(ScalingConfig(num_workers=3, resources_per_worker={"CPU": 2}), own=True)
+    gpu = ScalingConfig(num_workers=1, use_gpu=True)
+    with pytest.raises(ht.OptionError, match="asks for GPUs, but this machine has none"):
+        check_resources(gpu, own=True)
+    with pytest.warns(ht.HypertuneWarning, match="asks for 1 GPU of which there are 0"):  # whose nodes may be starting
+        check_resources(gpu, own=False)
+
+
+def checkpoints(folder: Path, *epochs: int) -> list[Path]:
+    """Checkpoints as a run leaves them, after so many epochs each."""
+    made = []
+    for index, count in enumerate(epochs, start=1):
+        made.append(folder / f"checkpoint_2026-01-0{index}")
+        alone(epochs=count, checkpoint=made[-1])
+    return made
+
+
+def test_the_newest_checkpoint_that_can_be_read(tmp_path: Path) -> None:
+    folder = run_folder(here(tmp_path), resume="auto")
+    assert newest(folder, expected=False) is None
+    first, second = checkpoints(tmp_path / "run", 1, 2)
+    assert newest(folder, expected=True) == second.name
+    next(second.glob("*.safetensors")).write_bytes(b"cut off")
+    with pytest.warns(ht.HypertuneWarning, match=f"goes on from '.*{first.name}', because"):
+        assert newest(folder, expected=True) == first.name
+    next(first.glob("*.safetensors")).unlink()
+    with pytest.warns(ht.HypertuneWarning, match="goes on from its start, because"):
+        assert newest(folder, expected=False) is None
+    with pytest.raises(ht.StorageError, match="No checkpoint in"):
+        newest(folder, expected=True)
+
+
+def test_rays_own_list_of_checkpoints_does_not_stop_a_run(tmp_path: Path) -> None:
+    folder = run_folder(here(tmp_path), resume="auto")
+    mend(folder)  # there is none
+    (first,) = checkpoints(tmp_path / "run", 1)
+    listed = tmp_path / "run" / "checkpoint_manager_snapshot.json"
+    good = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": first.name}]})
+    listed.write_text(good)
+    mend(folder)
+    assert listed.read_text() == good
+    for content, reason in ((good[:20], "cannot be read"), (good.replace("01-01", "01-09"), "which are gone")):
+        listed.write_text(content)
+        with pytest.warns(ht.HypertuneWarning, match=f"was set aside, because .*{reason}"):
+            mend(folder)
+        assert not listed.exists()
+
+
+def test_what_workers_began_is_not_finished_in_this_process(tmp_path: Path) -> None:
+    checkpoints(tmp_path / "run", 1)
+    with pytest.raises(ht.OptionError, match="The run 'run' was trained by workers"):
+        many(0, tmp_path, resume=True)
+
+
+def test_a_relative_path_is_one_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = with_absolute_path(RunConfig(name="run", storage_path="runs"))
+    assert config.storage_path == str(tmp_path / "runs")
+    assert run_folder(config, resume=False).path == str(tmp_path / "runs" / "run")
+    bucket = RunConfig(name="run", storage_path="s3://bucket/runs")
+    assert with_absolute_path(bucket) is bucket
 
 
 class Endless(torch.utils.data.IterableDataset[Any]):

@@ -41,6 +41,7 @@ def losses(kills: Any, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 def test_a_run_that_is_killed_finishes(kind: str, kills: Any, losses: list[float], tmp_path: Path) -> None:
     row = kills.killed(kind, 0, tmp_path / kind, losses)
     assert row["finished"]
+    assert row["seconds_until_training_again"] is not None  # else the kill came too late to change anything
     assert row["same"] in (True, None)
     assert row["lost"] == 0
     assert row["repeated"] <= kills.EVERY

@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 def test_progress_is_one_bar_and_each_warning_arrives_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.warns(ht.HypertuneWarning) as caught, delivered(4, progress=True) as sender:
+    with pytest.warns(ht.HypertuneWarning) as caught, delivered(4, progress=True) as mailbox:
+        sender = mailbox.sender
         sender.progress(3, 0.25)
         sender.warning("look out")
         sender.progress(4, 0.125)
@@ -25,7 +26,21 @@ def test_progress_is_one_bar_and_each_warning_arrives_once(capsys: pytest.Captur
 
 
 def test_training_does_not_need_the_mailbox() -> None:
-    with delivered(2, progress=False) as sender:
+    with delivered(2, progress=False) as mailbox:
+        sender = mailbox.sender
         sender.progress(1, 1.0)
         ray.kill(sender.mailbox.actor)
+        ray.kill(sender.failures.actor)
         sender.progress(2, 1.0)
+        sender.failed(ht.TrainingError("too late"))
+        assert not sender.has_failed()
+        assert mailbox.failure() is None
+
+
+def test_the_first_error_that_would_come_again_is_kept() -> None:
+    with delivered(2, progress=False) as mailbox:
+        assert not mailbox.sender.has_failed()
+        mailbox.sender.failed(ht.TrainingError("the first"))
+        mailbox.sender.failed(ht.TrainingError("of another worker"))
+        assert mailbox.sender.has_failed()
+        assert str(mailbox.failure()) == "the first"

@@ -60,6 +60,9 @@ def test_settings_without_trials(surrogate: ht.Surrogate) -> None:
     np.testing.assert_allclose(spread["error"], alone["error"], rtol=1e-5)
     configs = surrogate.space.from_unit(units[:3])
     np.testing.assert_allclose(evaluate_batch(surrogate, configs, progress=False)["size"], alone["size"][:3], rtol=1e-5)
+    large = {"CPU": 3}  # of four in all: no second actor is waited for
+    wide = evaluate_batch(surrogate, units, actors=2, resources_per_actor=large, progress=False)
+    np.testing.assert_allclose(wide["error"], alone["error"], rtol=1e-5)
 
 
 @pytest.mark.ray
@@ -97,6 +100,19 @@ def test_a_search_goes_on_from_its_file(surrogate: ht.Surrogate, tmp_path: Path)
     assert [t.params for t in second.study.trials] == configs
     assert [t.value for t in second.study.trials] == [0.0, 1.0, None]
     assert second.suggest("d") == first.suggest("d")
+
+
+def test_trials_that_were_running_go_on_after_a_restart(surrogate: ht.Surrogate, tmp_path: Path) -> None:
+    """Tune starts them again under their names, without asking."""
+    first, second = (SurrogateSearch(surrogate, "error", seed=0) for _ in range(2))
+    ask_and_tell(first, ["a", "b"])
+    running = first.suggest("c")
+    first.save(str(tmp_path / "state"))
+    second.restore(str(tmp_path / "state"))
+    second.on_trial_result("c", {"error": 0.7, "training_iteration": 1})
+    second.on_trial_complete("c", {"error": 0.5, "training_iteration": 2})
+    last = second.study.trials[-1]
+    assert (last.params, last.value, last.state.name) == (running, 0.5, "COMPLETE")
 
 
 def test_errors(surrogate: ht.Surrogate, tmp_path: Path) -> None:
