@@ -125,6 +125,18 @@ def distance_to(units: Float[Tensor, "S d"], others: Float[Tensor, "N d"]) -> Fl
     return (units.unsqueeze(1) - others).abs().amax(-1).amin(-1)
 
 
+def gradient(measure: Measure, unit: Float[Tensor, "1 d"], metric: str) -> dict[str, float]:
+    """Derivative of a metric with respect to each continuous hyperparameter, native scale, by name."""
+    space, units = measure.space, unit.clone().requires_grad_()
+    slope = _slope(_metric(measure(units, differentiable=True), metric), units)
+    native = space.decode(units)
+    return {
+        dim.name: float(slope[0, column] / _slope(native[dim.name], units)[0, column])
+        for column, dim in enumerate(space.dimensions)
+        if dim.cells is None
+    }
+
+
 def pareto_front(measure: Measure, metrics: Sequence[str], *, candidates: int, seed: int) -> list[ParetoPoint]:
     """The non-dominated ones of `candidates` Sobol settings, all metrics to be small, sorted by the first metric."""
     units = measure.space.sample(candidates, seed=seed)
@@ -158,3 +170,10 @@ def _metric(values: dict[str, Tensor], name: str) -> Tensor:
 
 def _nan_last(values: Tensor) -> Tensor:
     return values.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+
+
+def _slope(value: Tensor, units: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(units)
+    (slope,) = torch.autograd.grad(value.sum(), units, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(units) if slope is None else slope

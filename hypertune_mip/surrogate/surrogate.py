@@ -186,17 +186,7 @@ class Surrogate:
         Raises:
             SpaceError: As in `evaluate`, or if the metric is unknown.
         """
-        units = self.space.to_unit(config).requires_grad_()
-        values = self._measure(units, differentiable=True)
-        if metric not in values:
-            raise SpaceError(f"The metric {metric!r} is unknown; `metric` returns {list(values)}.")
-        slope = _slope(values[metric], units)
-        native = self.space.decode(units)
-        return {
-            dim.name: float(slope[0, column] / _slope(native[dim.name], units)[0, column])
-            for column, dim in enumerate(self.space.dimensions)
-            if dim.cells is None
-        }
+        return search.gradient(self._measure, self.space.to_unit(config), metric)
 
     def minimize(
         self, metric: str, *, candidates: int = 512, starts: int = 8, steps: int = 30, seed: int = 0
@@ -490,10 +480,3 @@ class Surrogate:
             surrogate.calibrate(*used, **calibration)
         surrogate.reports = reports
         return surrogate
-
-
-def _slope(value: Tensor, units: Tensor) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(units)
-    (slope,) = torch.autograd.grad(value.sum(), units, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(units) if slope is None else slope
