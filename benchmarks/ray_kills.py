@@ -3,7 +3,7 @@
 A run is a process of its own that starts a Ray cluster and trains with two workers; an uninterrupted one says how it
 ends. Others lose a worker, which Ray replaces; or one of two nodes, after which one worker goes on; or the whole
 cluster and the driver with it, after which a new driver resumes the run. The first worker's epochs are written to a
-journal as they end. Runs of an earlier call are kept and not made again: delete the JSON file where the code has changed.
+journal as they end. Runs of an earlier call are kept: delete the JSON file where the code has changed.
 """
 
 from __future__ import annotations
