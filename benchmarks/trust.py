@@ -40,7 +40,9 @@ SEEDS = 5
 def run(smoke: bool = False) -> dict[str, Any]:
     runs = _runs(smoke)
     document: dict[str, Any] = {"settings": SETTINGS, "calibration": CALIBRATION, "cost_of_fit": COST}
-    document["rows"] = [row for one in tqdm(runs["tasks"], desc="calibrations") for row in rows(one)]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        parts = pool.map(_quietly, [rows] * len(runs["tasks"]), runs["tasks"])
+        document["rows"] = [row for part in tqdm(parts, total=len(runs["tasks"]), desc="calibrations") for row in part]
     document["fronts"] = [row for one in runs["tasks"] for row in _fronts(one)]
     document["controls"] = runs["controls"]
     return results.write("trust", document, smoke=smoke)
@@ -68,10 +70,10 @@ def _runs(smoke: bool) -> dict[str, Any]:
     return results.read("trust_runs", smoke=smoke)
 
 
-def _quietly(work: Callable[[str, bool], Any], name: str, smoke: bool) -> Any:
+def _quietly(work: Callable[..., Any], *arguments: Any) -> Any:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    return work(name, smoke)
+    return work(*arguments)
 
 
 def _task(name: str, smoke: bool) -> tuple[str, list[dict[str, Any]]]:
