@@ -43,7 +43,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         expected = uninterrupted(Path(folder) / "whole")
         content = {"epochs": EPOCHS, "checkpoint_every": EVERY}
-        rows = _kept(content, smoke)
+        rows = list(results.kept("ray_kills", content, smoke=smoke).get("rows", []))
         document = results.write("ray_kills", {**content, "rows": rows}, smoke=smoke)
         done = {(row["kind"], row["seed"]) for row in rows}
         for seed in range(1 if smoke else max(RUNS.values())):
@@ -52,15 +52,6 @@ def run(smoke: bool = False) -> dict[str, Any]:
                     rows.append(killed(kind, seed, Path(folder) / f"{kind}{seed}", expected))
                     document = results.write("ray_kills", {**content, "rows": rows}, smoke=smoke)
     return document
-
-
-def _kept(stated: dict[str, Any], smoke: bool) -> list[dict[str, Any]]:
-    """Rows of an earlier call, if its runs were the same."""
-    if smoke or not results.path("ray_kills", smoke=smoke).exists():
-        return []
-    document = results.read("ray_kills")
-    same = all(document.get(name) == value for name, value in stated.items())
-    return list(document["rows"]) if same else []
 
 
 def uninterrupted(folder: Path) -> list[float]:

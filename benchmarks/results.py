@@ -48,6 +48,14 @@ def read(name: str, *, smoke: bool = False) -> dict[str, Any]:
     return content
 
 
+def kept(name: str, stated: dict[str, Any], *, smoke: bool) -> dict[str, Any]:
+    """What an earlier run has measured, if it was one of the same size; empty otherwise."""
+    if smoke or not path(name, smoke=smoke).exists():
+        return {}
+    document = read(name)
+    return document if all(document.get(key) == value for key, value in stated.items()) else {}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, (np.floating, np.integer)):
         return value.item()

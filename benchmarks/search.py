@@ -55,7 +55,7 @@ _RUNGS = 3  # ASHA: a ninth, a third and all of the epochs
 
 def run(smoke: bool = False) -> dict[str, Any]:
     stated = {"cost_of_fit": COST, "trials": TRIALS, "own_trials": OWN_TRIALS, "methods": METHODS}
-    rows = _kept(stated, smoke)
+    rows = list(results.kept("search", stated, smoke=smoke).get("rows", []))
     done = {(row["case"], row["seed"], row["method"]) for row in rows}
     jobs = [
         (case, seed, missing, smoke)
@@ -69,15 +69,6 @@ def run(smoke: bool = False) -> dict[str, Any]:
             rows.sort(key=lambda row: (list(CASES).index(row["case"]), METHODS.index(row["method"]), row["seed"]))
             results.write("search", {**stated, "rows": rows}, smoke=smoke)
     return results.read("search", smoke=smoke)
-
-
-def _kept(stated: dict[str, Any], smoke: bool) -> list[dict[str, Any]]:
-    """Rows of an earlier run, if it was one of the same size."""
-    if smoke or not results.path("search", smoke=smoke).exists():
-        return []
-    document = results.read("search")
-    same = all(document.get(name) == value for name, value in stated.items())
-    return list(document["rows"]) if same else []
 
 
 def _rows(case: str, seed: int, methods: Sequence[str], smoke: bool) -> list[dict[str, Any]]:

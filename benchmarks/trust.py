@@ -52,9 +52,7 @@ def _runs(smoke: bool) -> dict[str, Any]:
     """All that is trained, by task and control; what an earlier run has kept is not trained again."""
     stated = {"settings": SETTINGS, "calibration": CALIBRATION, "cost_of_fit": COST, "seeds": SEEDS}
     runs: dict[str, Any] = {**stated, "tasks": [], "controls": []}
-    if not smoke and results.path("trust_runs", smoke=smoke).exists():
-        kept = results.read("trust_runs")
-        runs |= kept if all(kept.get(name) == value for name, value in stated.items()) else {}
+    runs |= results.kept("trust_runs", stated, smoke=smoke)
     names = [make.__name__ for make in (trust_tasks.TASKS[-1:] if smoke else trust_tasks.TASKS)]
     done = {one["task"] for one in runs["tasks"]} | {one["case"] for one in runs["controls"]}
     jobs: list[tuple[Callable[[str, bool], Any], str]] = [(_task, name) for name in names if name not in done]

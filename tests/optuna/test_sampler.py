@@ -183,13 +183,17 @@ def test_threads(surrogate: ht.Surrogate) -> None:
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 12
 
 
-def test_workers_that_ask_at_the_same_moment_are_proposed_different_settings(surrogate: ht.Surrogate) -> None:
-    """Both trials have started before either is proposed anything."""
+@pytest.mark.parametrize("stored", [False, True])
+def test_workers_that_ask_at_the_same_moment_are_proposed_different_settings(
+    surrogate: ht.Surrogate, stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All trials have started before any is proposed anything, and none, or all before, sees what another was."""
     study = optuna.create_study(sampler=TPESampler())
     numbers = [study.ask().number for _ in range(4)]
-    each = [sampler(surrogate) for _ in numbers]
+    if not stored:
+        monkeypatch.setattr(study._storage, "set_trial_system_attr", lambda *_: None)
     trials = study.get_trials(deepcopy=False)
-    proposed = [tuple(s._proposal(study, trials[n]).values()) for s, n in zip(each, reversed(numbers), strict=True)]
+    proposed = [tuple(sampler(surrogate)._proposal(study, trials[n]).values()) for n in reversed(numbers)]
     assert len(set(proposed)) == 4
 
 
