@@ -22,7 +22,7 @@ from hypertune_mip.surrogate.search import distance_to, diverse_best
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.training.options import at_least
 from hypertune_mip.verification.calibration import FEWEST, Calibration
-from hypertune_mip.verification.statistics import sparse_kendall
+from hypertune_mip.verification.statistics import regret, sparse_kendall
 
 _APART = 0.02  # in some column: closer to a setting that is tried already, a proposal teaches little
 _LOCAL = 8  # of the best candidates, with as many variations each
@@ -40,7 +40,9 @@ class Proposer:
             space until results suffice to calibrate the surrogate: they teach more than further best ones.
         explore_every: Every so many-th proposal is a setting spread over the space, whatever the surrogate says.
         min_tau: Least Kendall's tau of the surrogate's predictions with the results; below it is not trusted.
-        gate_after: Results that it takes to look at tau.
+        max_regret: How much worse than the best result the one may be that the surrogate ranks first, as a share of
+            the results' range; above it is not trusted.
+        gate_after: Results that it takes to look at tau and regret.
         candidates: Sobol settings that the surrogate is asked about, once.
         seed: Of candidates and variations.
 
@@ -58,6 +60,7 @@ class Proposer:
         startup: int = 2,
         explore_every: int = 5,
         min_tau: float = 0.2,
+        max_regret: float = 0.5,
         gate_after: int = 8,
         candidates: int = 512,
         seed: int = 0,
@@ -74,6 +77,7 @@ class Proposer:
         self.startup = startup
         self.explore_every = explore_every
         self.min_tau = min_tau
+        self.max_regret = max_regret
         self.gate_after = gate_after
         self.candidates = candidates
         self.seed = seed
@@ -92,14 +96,20 @@ class Proposer:
             maximize: Whether large values are the better ones.
         """
         good = torch.isfinite(values)
-        if int(good.sum()) >= self.gate_after:
-            tau = sparse_kendall(self._predict(tried[good]).numpy(), values[good].numpy())
-            if tau >= self.min_tau:
-                return None
+        count = int(good.sum())
+        if count < self.gate_after:
+            return None if maximize else " ".join(self.surrogate.doubts(self.metric)) or None
+        sign = -1.0 if maximize else 1.0
+        predicted, true = (sign * column.numpy() for column in (self._predict(tried[good]), values[good]))
+        tau, lost = sparse_kendall(predicted, true), regret(predicted, true)
+        if not tau >= self.min_tau:
+            return f"Kendall's tau of its predictions with {count} results is {tau:.2f}, below {self.min_tau:g}."
+        if lost > self.max_regret:
             return (
-                f"Kendall's tau of its predictions with {int(good.sum())} results is {tau:.2f}, below {self.min_tau:g}."
+                f"Of {count} results the one that it ranks first is worse than the best by {lost:.0%} of their range,"
+                f" above {self.max_regret:.0%}."
             )
-        return None if maximize else " ".join(self.surrogate.doubts(self.metric)) or None
+        return None
 
     def propose(
         self,

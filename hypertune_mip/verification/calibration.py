@@ -187,13 +187,12 @@ class _Expert:
     @classmethod
     def fit(cls, curve: _Fit, units: Tensor, x: Tensor, y: Tensor) -> _Expert:
         fitted = curve(x, y)
-        return cls(fitted, _process(units, y - fitted(x), noisy=not isinstance(fitted, _Constant)))
+        return cls(fitted, _process(units, y - fitted(x), noisy=_noisy(fitted)))
 
     def __call__(self, units: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of one more training at each setting."""
-        with _quietly():
-            posterior = self.process.posterior(units.unsqueeze(1), observation_noise=True)  # no S x S matrix
-            return self.curve(x) + posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt()
+        mean, deviation = _foreseen(self.process, units)
+        return self.curve(x) + mean, deviation
 
 
 @dataclass(frozen=True)
@@ -256,8 +255,10 @@ def _without(index: int, *columns: Tensor) -> list[Tensor]:
     return [torch.cat([column[:index], column[index + 1 :]]) for column in columns]
 
 
-def _process(units: Tensor, rest: Tensor, *, noisy: bool) -> Any:
+def _process(units: Float[Tensor, "*B S d"], rest: Float[Tensor, "*B S"], *, noisy: bool) -> Any:
     """A Gaussian process on `rest`: with BoTorch's own priors, or with ones that expect little but noise.
+
+    With leading dimensions, as many processes, fitted at once.
 
     BoTorch expects hardly any noise. That suits true values; of what a surrogate leaves, much is noise.
     """
@@ -277,9 +278,10 @@ def _process(units: Tensor, rest: Tensor, *, noisy: bool) -> Any:
             location, scale = _LENGTHSCALE
             noise = LogNormalPrior(*_NOISE)
             constraint = GreaterThan(1e-4, transform=None, initial_value=noise.mode)
-            options["likelihood"] = GaussianLikelihood(noise_prior=noise, noise_constraint=constraint)
-            lengthscale = LogNormalPrior(location + 0.5 * math.log(units.shape[1]), scale)
-            options["covar_module"] = RBFKernel(lengthscale_prior=lengthscale)
+            shape = units.shape[:-2]
+            options["likelihood"] = GaussianLikelihood(noise, constraint, batch_shape=shape)
+            lengthscale = LogNormalPrior(location + 0.5 * math.log(units.shape[-1]), scale)
+            options["covar_module"] = RBFKernel(lengthscale_prior=lengthscale, batch_shape=shape)
         process = SingleTaskGP(units, rest.unsqueeze(-1), **options)
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # a fit that fails is tried again, at random
             torch.default_generator.manual_seed(0)
@@ -288,19 +290,33 @@ def _process(units: Tensor, rest: Tensor, *, noisy: bool) -> Any:
 
 
 def _left_out(kind: _Fit, expert: _Expert, units: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """What an expert would foresee at each of its settings, mean and standard deviation, had it not seen that one."""
+    """What an expert would foresee at each of its settings, mean and standard deviation, had it not seen that one.
+
+    The experts that have not seen one are fitted together: independent, so each is what it would be alone.
+    """
     if len(y) > _MANY:  # then one setting hardly changes the curve and the kernel
         from botorch.cross_validation import efficient_loo_cv
 
         with _quietly():
             posterior: Any = efficient_loo_cv(expert.process).posterior
         return expert.curve(x) + posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt()
-    foreseen = [
-        _Expert.fit(kind, *_without(index, units, x, y))(units[index : index + 1], x[index : index + 1])
-        for index in range(len(y))
-    ]
-    means, deviations = (torch.cat(parts) for parts in zip(*foreseen, strict=True))
-    return means, deviations
+    others = torch.arange(len(y)).expand(len(y), -1)[~torch.eye(len(y), dtype=torch.bool)].reshape(len(y), -1)
+    curves = [kind(x[rows], y[rows]) for rows in others]
+    rest = torch.stack([y[rows] - curve(x[rows]) for rows, curve in zip(others, curves, strict=True)])
+    mean, deviation = _foreseen(_process(units[others], rest, noisy=_noisy(curves[0])), units)
+    return torch.cat([curve(x[index : index + 1]) for index, curve in enumerate(curves)]) + mean, deviation
+
+
+def _foreseen(process: Any, units: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of one more training at each setting, from one process or from one each."""
+    with _quietly():
+        posterior = process.posterior(units.unsqueeze(1), observation_noise=True)  # no S x S matrix
+        return posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt()
+
+
+def _noisy(curve: _Curve) -> bool:
+    """Whether much of what a curve leaves is noise: so it is with a surrogate's predictions."""
+    return not isinstance(curve, _Constant)
 
 
 @contextmanager

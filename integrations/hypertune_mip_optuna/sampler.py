@@ -9,6 +9,7 @@ inner sampler takes over altogether.
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from hypertune_mip.surrogate.proposal import Proposer
 
 _PROPOSAL = "hypertune_mip:proposal"
 _RESULT = (TrialState.COMPLETE, TrialState.FAIL)
+_ONE_AT_A_TIME = threading.RLock()  # of a study's threads, so that each sees what the others were proposed
 _AHEAD = 16  # workers that may ask at the same time; a trial that was killed before it was proposed anything counts too
 
 
@@ -46,7 +48,9 @@ class SurrogateSampler(BaseSampler):
             until there are results to learn from.
         explore_every: Every so many-th trial is spread over the space, whatever the surrogate says.
         min_tau: Least Kendall's tau of predictions with results; below it the surrogate is not to be trusted.
-        gate_after: Results that it takes to look at tau. Before, a trust report with doubts does the same.
+        max_regret: How much worse than the best result the one may be that the surrogate ranks first, as a share of
+            the results' range; above it the surrogate is not to be trusted.
+        gate_after: Results that it takes to look at tau and regret. Before, a trust report with doubts does the same.
         candidates: Sobol settings that the surrogate is asked about, once.
         seed: Of the surrogate's proposals, and of the default inner sampler.
 
@@ -78,6 +82,7 @@ class SurrogateSampler(BaseSampler):
         startup: int = 2,
         explore_every: int = 5,
         min_tau: float = 0.2,
+        max_regret: float = 0.5,
         gate_after: int = 8,
         candidates: int = 512,
         seed: int | None = None,
@@ -89,6 +94,7 @@ class SurrogateSampler(BaseSampler):
             startup=startup,
             explore_every=explore_every,
             min_tau=min_tau,
+            max_regret=max_regret,
             gate_after=gate_after,
             candidates=candidates,
             seed=0 if seed is None else seed,
@@ -151,18 +157,23 @@ class SurrogateSampler(BaseSampler):
     def _proposal(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Value]:
         """The config that the surrogate proposes for a trial, the same whenever asked; empty if it takes no part."""
         key = (study.study_name, trial.number)
-        if key not in self._proposals:
-            tried, values, pending, ahead = self._results(study, trial)
-            if self._doubts(study, tried, values, pending) is not None:
-                self._proposals[key] = {}
-            else:
-                for _ in range(ahead):
-                    theirs = self.proposer.propose(tried, values, pending, maximize=_maximized(study))
-                    pending = torch.cat([pending, theirs])
-                unit = self.proposer.propose(tried, values, pending, maximize=_maximized(study))
-                self._proposals[key] = self.proposer.space.from_unit(unit)[0]
-                study._storage.set_trial_system_attr(trial._trial_id, _PROPOSAL, self._proposals[key])
-        return self._proposals[key]
+        with _ONE_AT_A_TIME:
+            if key not in self._proposals:
+                self._proposals[key] = self._propose(study, trial)
+            return self._proposals[key]
+
+    def _propose(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Value]:
+        """A new proposal, which other workers read from the study; empty if the surrogate takes no part."""
+        tried, values, pending, ahead = self._results(study, trial)
+        if self._doubts(study, tried, values, pending) is not None:
+            return {}
+        for _ in range(ahead):
+            theirs = self.proposer.propose(tried, values, pending, maximize=_maximized(study))
+            pending = torch.cat([pending, theirs])
+        unit = self.proposer.propose(tried, values, pending, maximize=_maximized(study))
+        config = self.proposer.space.from_unit(unit)[0]
+        study._storage.set_trial_system_attr(trial._trial_id, _PROPOSAL, config)
+        return config
 
     def _results(self, study: optuna.Study, trial: FrozenTrial) -> tuple[Tensor, Tensor, Tensor, int]:
         """What the other trials say: results, what is being tried, and who asks at the same time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_results_move_the_search_to_where_the_surrogate_is_wrong(surrogate: ht.S
         bowl = sum((config[name] - center[name]) ** 2 for name in config)
         return surrogate.evaluate(config)["loss"] + 4 * scale * bowl
 
-    study = study_of(surrogate, 16, lambda trial: real(suggest_config(trial, SPACE)), min_tau=-1.0)
+    study = study_of(surrogate, 16, lambda trial: real(suggest_config(trial, SPACE)), min_tau=-1.0, max_regret=1.0)
     grid = [real(config) for config in SPACE.from_unit(SPACE.sample(256))]
     assert study.best_value < np.quantile(grid, 0.02)
     assert study.trials[0].value > np.quantile(grid, 0.3)
@@ -112,6 +113,21 @@ def test_a_surrogate_that_is_wrong_steps_aside(surrogate: ht.Surrogate) -> None:
         study.optimize(lambda trial: -wrong(trial), n_trials=8)
     assert "hypertune_mip:proposal" not in study.trials[-1].system_attrs
     assert len(study.trials) == 17
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_surrogate_whose_favourite_is_bad_steps_aside(surrogate: ht.Surrogate, maximize: bool) -> None:
+    """It ranks all settings rightly but one: the one that it likes best is the worst."""
+    tried = SPACE.sample(16)
+    values = torch.from_numpy(surrogate.evaluate_units(tried)["loss"]).double()
+    proposer = Proposer(surrogate, "loss")
+    assert proposer.doubts(tried, values, maximize=maximize) is None
+    best, worst = (values.argmax(), values.min()) if maximize else (values.argmin(), values.max())
+    values[best] = worst
+    doubts = proposer.doubts(tried, values, maximize=maximize)
+    assert doubts is not None
+    assert re.search(r"Of 16 results the one that it ranks first .* by 100% .* above 50%", doubts)
+    assert Proposer(surrogate, "loss", max_regret=1.0).doubts(tried, values, maximize=maximize) is None
 
 
 def test_a_report_with_doubts_counts_from_the_start() -> None:
@@ -214,7 +230,7 @@ def test_other_parameters_come_from_the_inner_sampler(surrogate: ht.Surrogate) -
         return right(surrogate)(trial) + abs(np.log10(rate) + 2.0)
 
     inner = TPESampler(seed=1, n_startup_trials=3)
-    study = study_of(surrogate, 20, objective, inner=inner, min_tau=-1.0)
+    study = study_of(surrogate, 20, objective, inner=inner, min_tau=-1.0, max_regret=1.0)
     rates = [trial.params["learning_rate"] for trial in study.trials]
     assert len(set(rates)) == 20
     early, late = (np.abs(np.log10(part) + 2.0).mean() for part in (rates[:8], rates[-8:]))
