@@ -6,8 +6,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
-PACKAGES = ("hypertune_mip", "hypertune_mip_optuna", "hypertune_mip_ray")
-WITHOUT_EXTRA = {"hypertune_mip_ray": "hypertune-mip[ray]"}  # what the message has to name
+PACKAGES = ("hypertune_mip", "hypertune_mip_optuna", "hypertune_mip_ray", "hypertune_mip_sklearn")
+WITHOUT_EXTRA = {  # what the message has to name
+    "hypertune_mip_ray": "hypertune-mip[ray]",
+    "hypertune_mip_sklearn": "hypertune-mip[sklearn]",
+}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import hypertune_mip
 import hypertune_mip_optuna
+import hypertune_mip_sklearn
 
 
 def modules(package: ModuleType) -> list[str]:
@@ -18,7 +19,10 @@ def modules(package: ModuleType) -> list[str]:
     return [package.__name__, *(module.name for module in found)]
 
 
-@pytest.mark.parametrize("name", modules(hypertune_mip) + modules(hypertune_mip_optuna))
+ALL = [name for package in (hypertune_mip, hypertune_mip_optuna, hypertune_mip_sklearn) for name in modules(package)]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_examples_in_docstrings(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
@@ -27,9 +31,6 @@ def test_examples_in_docstrings(name: str) -> None:
 def test_there_are_examples() -> None:
     finder = doctest.DocTestFinder()
     examples = [
-        example
-        for name in modules(hypertune_mip) + modules(hypertune_mip_optuna)
-        for test in finder.find(importlib.import_module(name))
-        for example in test.examples
+        example for name in ALL for test in finder.find(importlib.import_module(name)) for example in test.examples
     ]
     assert len(examples) >= 10

@@ -54,6 +54,16 @@ def test_digits(tmp_path: Path) -> None:
     check_results(tmp_path, done.stdout)
 
 
+def test_sklearn_pipeline(tmp_path: Path) -> None:
+    short = ["--epochs", "3", "--candidates", "20", "--folds", "2", "--output", str(tmp_path)]
+    done = run("sklearn_pipeline.py", *short)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "comparison.md").read_text()
+    assert table in done.stdout
+    assert len(table.splitlines()) == 6  # header, rule, the search, three peers
+    assert (tmp_path / "response_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 def write_idx(path: Path, values: np.ndarray) -> None:
     header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">u4").tobytes()
     path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))

@@ -7,6 +7,7 @@ answer, with nonsense; so what differs is refused by name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -51,18 +52,22 @@ def suggest_config(trial: BaseTrial, space: SearchSpace) -> dict[str, Value]:
     check_distributions(trial.distributions, space, where=f"trial {trial.number}")
     for name, distribution in space.items():
         try:
-            _suggest(trial, name, distribution)
+            suggest(trial, name, distribution)
         except ValueError as error:
             raise SpaceError(f"Trial {trial.number} must give '{name}' from {distribution}, but: {error}") from error
     recorded = trial.params  # what the study shows; `suggest_int` would cut an enqueued 2.5 to 2 in its return value
     return {name: recorded[name] for name in space}
 
 
-def _suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> None:
+def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
+    """What the trial suggests from a distribution."""
     if isinstance(distribution, FloatDistribution):
-        trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
-    elif isinstance(distribution, IntDistribution):
-        trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
-    else:
-        assert isinstance(distribution, CategoricalDistribution)  # a SearchSpace holds no other
-        trial.suggest_categorical(name, distribution.choices)
+        return trial.suggest_float(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    assert isinstance(distribution, CategoricalDistribution)  # Optuna has no other
+    return trial.suggest_categorical(name, distribution.choices)
