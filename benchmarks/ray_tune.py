@@ -1,4 +1,7 @@
-"""Trials a second of Ray Tune on a surrogate, and settings a second of `evaluate_batch` on a pool of actors."""
+"""Trials a second of Ray Tune on a surrogate, and settings a second of `evaluate_batch` on a pool of actors.
+
+What bounds the trials shows beside trials that return a constant, with and without the files that Tune writes of each.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 
 def _measured(smoke: bool) -> dict[str, Any]:
-    from hypertune_mip_ray import evaluate_batch
+    from hypertune_mip_ray import evaluate_batch, trainable
 
     trials, settings, repeats = (4, 100, 1) if smoke else (1000, 100_000, 3)
     surrogate = make_surrogate()
@@ -37,14 +40,23 @@ def _measured(smoke: bool) -> dict[str, Any]:
         seconds["in_this_process"].append(_seconds(lambda: surrogate.evaluate_units(units)))
         seconds["two_actors"].append(_seconds(lambda: evaluate_batch(surrogate, units, actors=2, progress=False)))
     few = max(4, trials // 50)
-    reusing = _seconds(lambda: _trials(surrogate, trials, reuse=True))
-    fresh = _seconds(lambda: _trials(surrogate, few, reuse=False))
+    asking = trainable(surrogate, "loss")
+    reusing = _seconds(lambda: _trials(asking, surrogate, trials, reuse=True))
+    fresh = _seconds(lambda: _trials(asking, surrogate, few, reuse=False))
+    constant = _seconds(lambda: _trials(_constant, surrogate, trials, reuse=True))
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    try:
+        bare = _seconds(lambda: _trials(_constant, surrogate, trials, reuse=True))
+    finally:
+        del os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"]
     load.append(os.getloadavg()[0])
     return {
         "load_average": load,
         "trials": trials,
         "trials_per_second": trials / reusing,
         "trials_per_second_without_reuse": few / fresh,
+        "constant_trials_per_second": trials / constant,
+        "constant_trials_per_second_without_files": trials / bare,
         "surrogate_settings_per_second": alone,  # one by one, as trials ask
         "settings": settings,
         "settings_per_second": {name: settings / statistics.median(values) for name, values in seconds.items()},
@@ -57,14 +69,19 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _trials(surrogate: ht.Surrogate, count: int, *, reuse: bool) -> None:
+def _constant(config: dict[str, Any]) -> dict[str, float]:
+    """A trial that costs nothing."""
+    return {"loss": 1.0}
+
+
+def _trials(function: Any, surrogate: ht.Surrogate, count: int, *, reuse: bool) -> None:
     from ray import tune
 
-    from hypertune_mip_ray import param_space, trainable
+    from hypertune_mip_ray import param_space
 
     with tempfile.TemporaryDirectory() as folder:
         found = tune.Tuner(
-            trainable(surrogate, "loss"),
+            function,
             param_space=param_space(surrogate.space),
             tune_config=tune.TuneConfig(num_samples=count, metric="loss", mode="min", reuse_actors=reuse),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),

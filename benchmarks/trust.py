@@ -187,21 +187,22 @@ def _volume(points: Tensor) -> float:
     )
 
 
-CONTROLS: dict[str, dict[str, Any]] = {
-    "sound": {},
-    "no effect": {},
-    "network too small": {"hypernet": {"trunk": (1,), "generate": ["4.bias"]}},
-    "training too short": {"epochs": 1},
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {  # a task, and what breaks the hypernetwork
+    "sound": ("b7_simple", {}),
+    "no effect": ("b7_no_effect", {}),
+    "network too small": ("b7_simple", {"hypernet": {"trunk": (1,), "generate": ["4.bias"]}}),
+    "training too short": ("b7_simple", {"epochs": 1}),
 }
 
 
 def _control(name: str, smoke: bool) -> tuple[str, list[dict[str, Any]]]:
     """Whether a broken surrogate is found out, with what the report says; and the sound one is not."""
-    task = trust_tasks.b7_no_effect() if name == "no effect" else trust_tasks.b7_simple()
+    made, options = CONTROLS[name]
+    task = getattr(trust_tasks, made)()
     task = tasks.shortened(task) if smoke else task
     reports = []
     for seed in range(1 if smoke else SEEDS):
-        surrogate = tasks.fitted(task, seed, **CONTROLS[name])
+        surrogate = tasks.fitted(task, seed, **options)
         real = surrogate.truth(optimizer=tasks.optimizer(task), epochs=task.epochs)
         report = surrogate.verify("loss", settings=8, truth=real, seed=seed, progress=False)
         reports.append(

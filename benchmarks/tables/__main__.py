@@ -15,7 +15,16 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "cluster.md")
 _ALL = (fitting.summary, fitting.right, fitting.cheap, fitting.steady, fitting.defaults, fitting.instant)
 _ALL += (fitting.optuna_rate, trust.exact, trust.rates, trust.cost, trust.trust, trust.trust_summary)
-_ALL += (trust.fronts, trust.controls, trust.search, trust.search_summary, ray.ray_kills, ray.ray_steps, ray.ray_tune)
+_ALL += (
+    trust.fronts,
+    trust.controls,
+    trust.search,
+    trust.search_summary,
+    trust.search_clock,
+    ray.ray_kills,
+    ray.ray_steps,
+    ray.ray_tune,
+)
 TABLES: dict[str, Callable[[], str]] = {function.__name__: function for function in _ALL}
 
 

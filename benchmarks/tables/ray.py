@@ -59,8 +59,8 @@ def ray_steps() -> str:
     overhead, rounds = f"{100 * d['overhead_of_ray']:+.1f} %", len(d["milliseconds"])
     note = (
         f"\n\nRay Train's time a step against DistributedDataParallel alone: {overhead} (target: 5 %). Medians of"
-        f" {rounds} interleaved rounds, {d['parameters']:,} parameters. The load of the machine was"
-        f" {d['load_average']:.1f}; above 2, the cores were shared with other work.\n\nThe model, with c(2) ="
+        f" {rounds} interleaved rounds on two cores, {d['parameters']:,} parameters; the load at the end, the"
+        f" benchmark's own processes included, was {d['load_average']:.1f}.\n\nThe model, with c(2) ="
         f" {exchange:.1f} ms from this table; on paper beyond two workers:\n\n"
     )
     return (
@@ -78,10 +78,13 @@ def ray_tune() -> str:
     lines = [
         ["Tune, an actor a trial", f"{d['trials_per_second_without_reuse']:.1f}"],
         [f"Tune, `reuse_actors=True` ({d['trials']} trials)", f"{d['trials_per_second']:.1f}"],
+        ["Tune, the same with trials that return a constant", f"{d['constant_trials_per_second']:.1f}"],
+        ["and without the files that Tune writes of each trial",
+         f"{d['constant_trials_per_second_without_files']:.1f}"],
         ["the surrogate, one setting a call", f"{d['surrogate_settings_per_second']:.0f}"],
         ["`Surrogate.evaluate_units` in one process", f"{rates['in_this_process']:,.0f}"],
         ["`ht_ray.evaluate_batch` on two actors, their start included", f"{rates['two_actors']:,.0f}"],
-    ]
+    ]  # fmt: skip
     load = max(d["load_average"])
-    note = f"\n\nThe load of the machine was up to {load:.1f}; above 2, the cores were shared with other work."
+    note = f"\n\nThe load, the benchmark's own processes included, was up to {load:.1f} on two cores."
     return table(["", "settings a second"], lines) + note + environment(d)

@@ -1,0 +1,97 @@
+"""What the benchmarks' pages say follows from what was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import results
+from benchmarks.regret import regrets
+from benchmarks.tables import trust
+from benchmarks.tables.__main__ import DOCUMENTS, filled
+
+
+def row(method: str, *runs: tuple[float, float, float], case: str = "task", seed: int = 0) -> dict[str, Any]:
+    """Runs as (spent trainings, validation loss, test loss)."""
+    return {"case": case, "seed": seed, "method": method, "seconds": 2.0, "runs": [list(run) for run in runs]}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_tables_are_those_of_the_measurements(path: Path) -> None:
+    assert filled(path.read_text()) == path.read_text()
+
+
+def test_regret_is_that_of_the_best_validation_loss_on_test_data() -> None:
+    """Test losses span 1 to 5 over random settings, and the best that anyone has seen is 1."""
+    random = row("random", (1, 0.9, 5.0), (2, 0.5, 2.0), (3, 0.7, 1.0), (4, 0.1, 3.0))
+    found = regrets([random, row("other", (1, 0.3, 4.0), (2, 0.4, 1.5))])
+    assert found == {"random": [1.0, 0.25, 0.25, 0.5], "other": [0.75, 0.75]}
+
+
+def test_regret_before_a_run_has_finished_and_of_runs_that_failed() -> None:
+    """Successive halving spends shares of a training; a NaN is never the best."""
+    random = row("random", (1, math.nan, math.nan), (2, 0.5, 2.0), (3, 0.6, 1.0))
+    found = regrets([random, row("asha", (1.4, 0.3, 1.0), (2.1, 0.2, 2.0), (3.0, 0.9, 1.5))])
+    assert found == {"random": [math.inf, 1.0, 1.0], "asha": [math.inf, 0.0, 1.0]}
+
+
+@pytest.fixture
+def document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Search on one task and with one broken surrogate, three seeds; a training takes as long as a proposal.
+
+    TPE goes down to 0 at its third training, the surrogate with its first trial.
+    """
+    rows = []
+    for case in ("task", "broken"):
+        for seed in range(3):
+            best = (0.1, 0.1)
+            rows += [
+                row("random", (1, 1.0, 1.0), (2, 0.9, 0.9), (3, 0.8, 0.8), (4, 0.7, 0.7), case=case, seed=seed),
+                row("tpe", (1, 0.9, 0.9), (2, 0.8, 0.8), (3, *best), (4, *best), case=case, seed=seed),
+                row("gp", (1, 0.9, 0.9), (2, 0.8, 0.8), (3, 0.5, 0.5), (4, 0.5, 0.5), case=case, seed=seed),
+                row("surrogate", (1, *best), (2, *best), case=case, seed=seed)
+                | {"seconds_of_fit": 4.0, "seconds_of_training": 1.0},
+                row("asha", (1, 0.9, 0.9), (3, 0.19, 0.19), case=case, seed=seed),
+            ]
+    content = {
+        "environment": results.environment(), "cost_of_fit": 2, "trials": 4, "own_trials": 2, "broken": ["broken"],
+        "rows": rows,
+    }  # fmt: skip
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    (tmp_path / "search.json").write_text(json.dumps(content))
+    return content
+
+
+def cells(table: str) -> list[list[str]]:
+    """The rows below the header."""
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_curve_of_the_surrogate_starts_after_fit(document: dict[str, Any]) -> None:
+    curves = trust._middles(document)["task"]
+    assert curves["surrogate"] == [math.inf, math.inf, 0.0, 0.0]
+    assert curves["tpe"] == pytest.approx([8 / 9, 7 / 9, 0.0, 0.0])
+    assert trust._reached(curves["surrogate"], 0.0) == 3
+    assert trust._reached(curves["random"], 0.0) is None
+    assert trust._after(8, curves["gp"]) == pytest.approx(4 / 9)
+
+
+@pytest.mark.usefixtures("document")
+def test_search_summary() -> None:
+    measured = {line[0]: line[1] for line in cells(trust.search_summary())}
+    assert measured["tasks on which TPE's regret at 64 is reached within 8 trainings"] == "1 of 1"
+    assert measured["tasks with less regret than ASHA, as many trainings"] == "1 of 1"
+    assert measured["than TPE, as many trainings"] == "0 of 1"
+    assert measured["regret (%) / TPE's after 8, 16, 32 trials, surrogate: broken"] == "0.0 / 0.0, 0.0 / 0.0, 0.0 / 0.0"
+
+
+@pytest.mark.usefixtures("document")
+def test_search_by_the_clock() -> None:
+    """`fit`, two trainings and two proposals of a second each take 8 s; others propose in half a second."""
+    (line,) = cells(trust.search_clock())
+    assert line == ["task", "1.0", "4.0", "1.00", "0.50", "0.50", "0.0", "66.7 (4)", "0.0 (4)", "44.4 (4)"]
