@@ -134,19 +134,15 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
             self._fit_surrogate(rows, *self._split(rows, X, y, seed), seed=seed, shown=(X, y))
             self._choose(rows, seed)
             doubted = self.trust_report_ is not None and not self.trust_report_.trusted()
-            if self.refit == "materialize" and not doubted:
-                self.module_ = self.surrogate_.materialize(self.best_config_)
-                return self
+            made = self.refit == "materialize" and not doubted
+            self.module_ = self._at(self.best_config_) if made else self._trained(rows, seed)
         else:
+            context = self._init_callback_context().call_on_fit_task_begin(estimator=self, X=X, y=y)
             self.__dict__.pop("surrogate_", None)
             space = self._space()
             (self.best_config_,) = space.from_unit(space.to_unit(dict(self.config)))
             self.best_score_, self.history_, self.trust_report_ = math.nan, [], None
-        context = None
-        if self.config is not None:
-            context = self._init_callback_context().call_on_fit_task_begin(estimator=self, X=X, y=y)
-        self.module_ = self._plain(rows, seed).network(self.best_config_, seed=seed % 1000)
-        if context is not None:
+            self.module_ = self._trained(rows, seed)
             context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
@@ -358,17 +354,19 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
                 self.surrogate_ = self.surrogate_.calibrate(report)
             else:
                 true = report.true[self.objective].mean(1)
+                if not np.isfinite(true).any():
+                    raise ht.TrainingError("All real trainings of `verify` diverged. Try a smaller learning rate.")
                 best = int(np.nanargmin(true))
                 self.best_config_, self.best_score_ = dict(report.configs[best]), -float(true[best])
                 return
         optimum = self.surrogate_.minimize(self.objective, **_SEARCH, seed=seed % 1000)
         self.best_config_, self.best_score_ = optimum.config, -optimum.value
 
-    def _plain(self, rows: Mapping[str, Tensor], seed: int) -> ht.Truth:
-        """Real training without a hypernetwork, on all rows."""
+    def _trained(self, rows: Mapping[str, Tensor], seed: int) -> nn.Module:
+        """A network trained at the best setting, on all rows and without a hypernetwork."""
         loss, metric = self._goal()
         batches = self._batches(rows)
-        return ht.Truth(
+        truth = ht.Truth(
             self._network(rows["x"].shape[1], seed),
             self._space(),
             loss,
@@ -380,6 +378,7 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
             initialize=self._initialize(rows),
             device=Options(device=self.device).resolved_device(),
         )
+        return truth.network(self.best_config_, seed=seed % 1000)
 
     def _initialize(self, rows: Mapping[str, Tensor]) -> Any:
         """Where real training starts: from a user's network as it was given, or from what a function makes."""
