@@ -71,8 +71,9 @@ bench: bench-venv  ## run every benchmark and write its JSON
 bench-smoke: bench-venv  ## the same, as small as it goes: only shows that the scripts run
 	$(BIN)/python -m benchmarks.run --smoke
 
-docs-tables: venv  ## generate the tables in docs/ from the benchmarks' JSON
+docs-tables: venv  ## generate the tables and figures in docs/ from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.figures
 
 clean:  ## remove environments, builds and caches
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import results
+from benchmarks import figures, results
 from benchmarks.regret import regrets
 from benchmarks.tables import trust
 from benchmarks.tables.__main__ import DOCUMENTS, filled
@@ -73,7 +74,7 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_the_curve_of_the_surrogate_starts_after_fit(document: dict[str, Any]) -> None:
-    curves = trust._middles(document)["task"]
+    curves = trust.middles(document)["task"]
     assert curves["surrogate"] == [math.inf, math.inf, 0.0, 0.0]
     assert curves["tpe"] == pytest.approx([8 / 9, 7 / 9, 0.0, 0.0])
     assert trust._reached(curves["surrogate"], 0.0) == 3
@@ -95,3 +96,17 @@ def test_search_by_the_clock() -> None:
     """`fit`, two trainings and two proposals of a second each take 8 s; others propose in half a second."""
     (line,) = cells(trust.search_clock())
     assert line == ["task", "1.0", "4.0", "1.00", "0.50", "0.50", "0.0", "66.7 (4)", "0.0 (4)", "44.4 (4)"]
+
+
+def test_figure_of_search(document: dict[str, Any]) -> None:
+    data = figures.search_data(document)
+    assert list(data) == ["task"]
+    assert data["task"]["gp"] == pytest.approx([800 / 9, 700 / 9, 400 / 9, 400 / 9])
+    assert np.isnan(data["task"]["surrogate"]).tolist() == [True, True, False, False]
+
+
+def test_figure_of_trust() -> None:
+    row = {"task": "one", "metric": "loss", "ceiling": 0.8}
+    taus = [{**row, "tau": t, "calibrated": 2 * t, "process": 0.4} for t in (0.1, 0.2, 0.3)]
+    others = [{**row, "metric": "error"}, {**row, "task": "noise", "ceiling": 0.1}]
+    assert figures.trust_data({"rows": taus + others}) == {"one": pytest.approx((0.25, 0.5, 0.5))}

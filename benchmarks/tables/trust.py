@@ -143,7 +143,7 @@ def search() -> str:
     document = results.read("search")
     counts = (8, 16, 32)
     lines = []
-    for case, curves in _middles(document).items():
+    for case, curves in middles(document).items():
         for method, curve in curves.items():
             reached = _reached(curve, curves["tpe"][-1])
             at = [f"{100 * value:.1f}" if value < math.inf else "-" for value in (_after(n, curve) for n in counts)]
@@ -160,8 +160,8 @@ def search() -> str:
 def search_summary() -> str:
     """The targets of search: TPE's regret with few trainings, less than ASHA's, and little harm by a bad surrogate."""
     document = results.read("search")
-    middles = _middles(document)
-    curves = {case: middle for case, middle in middles.items() if case not in document["broken"]}
+    found = middles(document)
+    curves = {case: middle for case, middle in found.items() if case not in document["broken"]}
     reached = [_reached(curve["surrogate"], curve["tpe"][-1]) for curve in curves.values()]
     early = sum(n is not None and n <= 8 for n in reached)
     ends = {
@@ -178,7 +178,7 @@ def search_summary() -> str:
         ["test regret at the end, median task", f"{100 * end:.1f} %", "1 %"],
     ]
     for case in document["broken"]:
-        own, tpe = middles[case]["surrogate"][document["cost_of_fit"] :], middles[case]["tpe"]
+        own, tpe = found[case]["surrogate"][document["cost_of_fit"] :], found[case]["tpe"]
         pairs = ", ".join(f"{100 * _after(n, own):.1f} / {100 * _after(n, tpe):.1f}" for n in (8, 16, 32))
         lines.append([f"regret (%) / TPE's after 8, 16, 32 trials, surrogate: {case}", pairs, "1.1 times TPE's"])
     return table(["", "measured", "target"], lines)
@@ -188,7 +188,7 @@ def search_clock() -> str:
     """Regret when `SurrogateSampler` ends, and that of others after the same time on the clock."""
     document = results.read("search")
     lines = []
-    for case, curves in _middles(document).items():
+    for case, curves in middles(document).items():
         if case in document["broken"]:
             continue
         rows = {method: part for (_, method), part in group(document["rows"], "case", "method").items() if _ == case}
@@ -212,7 +212,7 @@ def search_clock() -> str:
     return table([*header, "TPE", "GP"], lines)
 
 
-def _middles(document: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+def middles(document: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     """Median regret over seeds after each training, by case and method; infinite before any setting was tried."""
     found = {}
     for (case,), rows in group(document["rows"], "case").items():

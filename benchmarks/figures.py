@@ -1,0 +1,79 @@
+"""Draw the figures of the documents from the benchmarks' JSON: `python -m benchmarks.figures`."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from benchmarks import results
+from benchmarks.tables.__main__ import ROOT
+from benchmarks.tables.markdown import group
+from benchmarks.tables.trust import NO_TAU, middles
+
+FOLDER = ROOT / "docs" / "images"
+COLORS = {"surrogate": "tab:red", "tpe": "tab:blue", "gp": "tab:green", "random": "tab:gray", "asha": "tab:purple"}
+NAMES = {"surrogate": "SurrogateSampler", "tpe": "TPE", "gp": "Optuna's GP", "random": "random", "asha": "ASHA"}
+_FLOOR = 0.1  # percent; the best setting that any method has seen has regret 0
+
+
+def search_data(document: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Median regret in percent after each training, by task and method; NaN before a method has tried anything."""
+    return {
+        case: {
+            method: [100 * value if math.isfinite(value) else math.nan for value in curve]
+            for method, curve in curves.items()
+        }
+        for case, curves in middles(document).items()
+        if case not in document["broken"]
+    }
+
+
+def trust_data(document: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Median tau of the loss over its noise ceiling, by task: as it is, calibrated, a Gaussian process alone."""
+    found = {}
+    for (task, metric), rows in group(document["rows"], "task", "metric").items():
+        if metric == "loss" and rows[0]["ceiling"] > NO_TAU:
+            taus = [median([row[key] for row in rows]) / rows[0]["ceiling"] for key in ("tau", "calibrated", "process")]
+            found[task] = (taus[0], taus[1], taus[2])
+    return found
+
+
+def draw_search() -> None:
+    tasks = search_data(results.read("search"))
+    figure, grid = plt.subplots(2, 4, figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
+    for ax, (task, curves) in zip(grid.flat, tasks.items(), strict=False):
+        for method, curve in curves.items():
+            shown = [max(value, _FLOOR) for value in curve]
+            width = 2.0 if method == "surrogate" else 1.0
+            ax.plot(range(1, len(shown) + 1), shown, color=COLORS[method], label=NAMES[method], linewidth=width)
+        ax.set(title=task, yscale="log")
+    for ax in grid[:, 0]:
+        ax.set_ylabel("test regret, %")
+    figure.supxlabel("trainings, that of the hypernetwork included", fontsize="medium")
+    grid[-1, -1].axis("off")
+    grid[-1, -1].legend(*grid[0, 0].get_legend_handles_labels(), loc="center")
+    figure.savefig(FOLDER / "search.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_trust() -> None:
+    tasks = trust_data(results.read("trust"))
+    figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    places = range(len(tasks))
+    marks = (("surrogate", "o", "tab:orange"), ("calibrated", "D", "tab:red"), ("GP alone", "x", "tab:green"))
+    for index, (label, marker, color) in enumerate(marks):
+        ax.plot([taus[index] for taus in tasks.values()], places, marker, color=color, label=label)
+    ax.axvline(0.88, color="gray", linewidth=1, linestyle=":")
+    ax.set(yticks=list(places), yticklabels=list(tasks), xlabel="Kendall's tau of the loss, as a share of its ceiling")
+    ax.invert_yaxis()
+    ax.legend()
+    figure.savefig(FOLDER / "trust.png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    draw_search()
+    draw_trust()
