@@ -406,9 +406,7 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
         check_is_fitted(self)
         module = self.module_ if config is None else self._at(config)
         columns = self._encoded(x)
-        if (
-            self.module is None
-        ):  # in float32 a row's outputs depend on how many come along; own modules may insist on it
+        if self.module is None:  # in float32 outputs depend on how many rows come along; own modules may insist on it
             module, columns = copy.deepcopy(module).double(), columns.double()
         device = next(module.parameters()).device
         with torch.no_grad():

@@ -24,7 +24,7 @@ from sklearn.model_selection import check_cv
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
-from sklearn.utils import _safe_indexing, check_random_state, get_tags, indexable
+from sklearn.utils import _safe_indexing, check_array, check_random_state, get_tags, indexable
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import get_routing_for_object, process_routing
 from sklearn.utils.parallel import Parallel, delayed
@@ -133,6 +133,8 @@ class HyperTuneSearchCV(BaseSearchCV):  # type: ignore[misc]  # scikit-learn shi
         self.__dict__.pop("feature_names_in_", None)
         self.scorer_ = check_scoring(self.estimator, self.scoring)
         X, y = indexable(X, y)
+        if y is not None:
+            check_array(y, ensure_2d=False, dtype=None, input_name="y")  # before folds are made of it
         routed = self._get_routed_params_for_fit(_check_method_params(X, params=params))
         splits = list(
             check_cv(self.cv, y, classifier=is_classifier(self.estimator)).split(X, y, **routed.splitter.split)
