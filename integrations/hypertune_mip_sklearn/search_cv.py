@@ -193,9 +193,6 @@ class HyperTuneSearchCV(BaseSearchCV):  # type: ignore[misc]  # scikit-learn shi
         tags.target_tags.multi_output = own.target_tags.multi_output
         return tags
 
-    def _run_search(self, evaluate_candidates: Any, **_: Any) -> None:
-        raise NotImplementedError("`fit` does not train candidates one by one.")
-
     def _outer_names(self) -> list[str]:
         """Of what the outer study searches."""
         known = self.estimator.get_params()
