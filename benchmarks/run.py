@@ -21,6 +21,8 @@ NAMES = (
     "ray_kills",
     "ray_steps",
     "ray_tune",
+    "sklearn_cost",
+    "peers",
 )
 
 

@@ -1,29 +1,26 @@
-"""What classifier and regressor share: from a table to a surrogate, from a surrogate to a network."""
+"""What classifier and regressor share: from rows to a surrogate, from a surrogate to a network."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
 import math
-from abc import ABCMeta, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from optuna.distributions import BaseDistribution
-from sklearn.base import BaseEstimator, _fit_context
+from sklearn.base import _fit_context
 from sklearn.callback import CallbackSupportMixin
-from sklearn.model_selection import train_test_split
 from sklearn.utils import (
-    _safe_indexing,
-    check_array,
-    check_consistent_length,
     check_random_state,
 )
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 import hypertune_mip as ht
@@ -31,17 +28,21 @@ from hypertune_mip.evaluation import Metric
 from hypertune_mip.training import Loss, Options
 from hypertune_mip.verification.calibration import FEWEST
 from hypertune_mip_sklearn.defaults import Adam, DefaultLoss, DefaultMetric, Module, default_network, default_space
-from hypertune_mip_sklearn.table import Batches, is_frame, make_encoder
+from hypertune_mip_sklearn.rows import TableEstimator, chosen_rows
+from hypertune_mip_sklearn.table import Batches
 
 Config = Mapping[str, Any]
 Space = ht.SearchSpace | Mapping[str, BaseDistribution]
-_STEPS = 1500  # of training with epochs="auto", about
-_EPOCHS = (10, 200)
+_STEPS = 750  # of training with epochs="auto", about
+_EPOCHS = (10, 500)
+_FINE = 0.3  # of the epochs and of the learning rate, to finish a network that the hypernetwork made
+_SETTINGS = (3, 8)  # that share a step
+_AT_ONCE = 2**24  # multiplications, about: a step with fewer takes no time beside its overhead
 _SEARCH = {"candidates": 128, "starts": 4, "steps": 8}  # as good as four times as many on tables
 _ROWS = 4096  # predicted at a time
 
 
-class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]
+class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[misc]
     """What classifier and regressor share."""
 
     surrogate_: ht.Surrogate
@@ -49,7 +50,6 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
     best_config_: dict[str, Any]
     best_score_: float
     history_: list[dict[str, Any]]
-    _remembered: tuple[Any, Tensor]
     trust_report_: ht.TrustReport | None
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
@@ -64,7 +64,7 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither"), HasMethods(["split", "get_n_splits"])],
-        "refit": [StrOptions({"materialize", "retrain"})],
+        "refit": [StrOptions({"finetune", "materialize", "retrain"})],
         "verify": [Interval(Integral, 0, None, closed="left")],
         "random_state": ["random_state"],
         "device": [str],
@@ -86,7 +86,7 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
         batch_size: int | Literal["auto"] = "auto",
         learning_rate: float = 6e-3,
         validation_fraction: Any = 0.2,
-        refit: Literal["materialize", "retrain"] = "retrain",
+        refit: Literal["finetune", "materialize", "retrain"] = "finetune",
         verify: int = 0,
         random_state: Any = None,
         device: str = "cpu",
@@ -133,17 +133,19 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
         if self.config is None:
             self._fit_surrogate(rows, *self._split(rows, X, y, seed), seed=seed, shown=(X, y))
             self._choose(rows, seed)
-            doubted = self.trust_report_ is not None and not self.trust_report_.trusted()
-            made = self.refit == "materialize" and not doubted
-            self.module_ = self._at(self.best_config_) if made else self._trained(rows, seed)
         else:
-            context = self._init_callback_context().call_on_fit_task_begin(estimator=self, X=X, y=y)
-            self.__dict__.pop("surrogate_", None)
-            space = self._space()
-            (self.best_config_,) = space.from_unit(space.to_unit(dict(self.config)))
-            self.best_score_, self.history_, self.trust_report_ = math.nan, [], None
-            self.module_ = self._trained(rows, seed)
-            context.call_on_fit_task_end(estimator=self, X=X, y=y)
+            self._take(self.config)
+            if self.refit != "retrain":
+                self._fit_surrogate(rows, np.arange(len(rows["y"])), None, seed=seed, shown=(X, y))
+        doubted = self.trust_report_ is not None and not self.trust_report_.trusted()
+        refit = "retrain" if doubted else self.refit
+        if refit == "materialize":
+            self.module_ = self._at(self.best_config_)
+        elif "surrogate_" in self.__dict__:
+            self.module_ = self._trained(rows, seed, refit)
+        else:
+            with self._shown(X, y):
+                self.module_ = self._trained(rows, seed, refit)
         return self
 
     def set_config(self, config: Config) -> Self:
@@ -181,84 +183,7 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
         values = np.array([config[name] for config in space.from_unit(units)])
         return {name: values, **surrogate.evaluate_units(units)}
 
-    # From tables to tensors
-
-    def _rows(self, x: Any, y: Any, sample_weight: Any, known: np.ndarray | None = None) -> dict[str, Tensor]:
-        """All rows as tensors; the encoder learns from those `known`, or from all."""
-        table, y = self._checked(x, y)
-        known = np.arange(_num_samples(table)) if known is None else known
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, table, dtype=np.float64, ensure_non_negative=True)
-            known = known[sample_weight[known] > 0]
-        rows = {"y": self._targets(y, known, sample_weight)}
-        weight = self._weight(sample_weight, y, known)
-        self.encoder_ = make_encoder(table).fit(_safe_indexing(table, known))
-        rows["x"] = torch.as_tensor(self.encoder_.transform(table), dtype=torch.float32)
-        if weight is not None:
-            rows["weight"] = torch.as_tensor(weight, dtype=torch.float64)
-        return rows
-
-    def _checked(self, x: Any, y: Any) -> tuple[Any, Any]:
-        if not is_frame(x):
-            checked: tuple[Any, Any] = validate_data(
-                self, x, y, dtype=np.float64, ensure_all_finite="allow-nan", multi_output=True, ensure_min_samples=2
-            )
-            return checked
-        validate_data(self, x, skip_check_array=True)
-        if y is None:
-            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        y = check_array(y, ensure_2d=False, dtype=None, ensure_min_samples=2, input_name="y")
-        check_consistent_length(x, y)
-        return x, y
-
-    def _checked_again(self, x: Any) -> Any:
-        if is_frame(x):
-            validate_data(self, x, skip_check_array=True, reset=False)
-            return x
-        return validate_data(self, x, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
-
-    def _batches(self, rows: Mapping[str, Tensor], chosen: np.ndarray | None = None) -> Batches:
-        """To train on, all rows or those chosen; sizes follow from all."""
-        count = len(rows["y"])
-        part = chosen_rows(rows, np.arange(count) if chosen is None else chosen)
-        size = max(16, min(256, count // 10)) if self.batch_size == "auto" else int(self.batch_size)
-        return Batches(part, min(len(part["y"]), size), shuffle=True)
-
-    @abstractmethod
-    def _targets(self, y: Any, known: np.ndarray, weight: np.ndarray | None) -> Tensor:
-        """What the network is to give; for numbers, standardised by the rows `known`."""
-
-    @abstractmethod
-    def _weight(self, sample_weight: np.ndarray | None, y: Any, known: np.ndarray) -> np.ndarray | None:
-        """Of each row, that of its class included, by the rows `known`; None where all weigh the same."""
-
     # From tensors to a surrogate
-
-    def _split(self, rows: Mapping[str, Tensor], x: Any, y: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows for training and for validation."""
-        if hasattr(self.validation_fraction, "split"):
-            train, validation = next(iter(self.validation_fraction.split(x, y)))
-            return np.asarray(train), np.asarray(validation)
-        count = len(rows["y"])
-        size = math.ceil(float(self.validation_fraction) * count)
-        strata = None
-        if self._classes:
-            labels = rows["y"].numpy()
-            size = max(size, self._classes)
-            both = np.bincount(labels).min() >= 2 and count - size >= self._classes
-            strata = labels if both else None
-        if size >= count:
-            raise ValueError(
-                f"Too few samples to split: of {count} rows, {size} are for validation. Pass more, or a smaller"
-                " `validation_fraction`."
-            )
-        train, validation = train_test_split(np.arange(count), test_size=size, random_state=seed, stratify=strata)
-        return train, validation
-
-    @property
-    @abstractmethod
-    def _classes(self) -> int:
-        """How many; 0 for regression."""
 
     @property
     @abstractmethod
@@ -284,55 +209,71 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
             DefaultMetric(self._classes) if self.metric is None else self.metric,
         )
 
-    def _epochs(self, rows: Mapping[str, Tensor]) -> int:
+    def _epochs(self, batches: Batches) -> int:
         if self.epochs != "auto":
             return int(self.epochs)
-        return int(np.clip(round(_STEPS / len(self._batches(rows))), *_EPOCHS))
+        return int(np.clip(round(_STEPS / len(batches)), *_EPOCHS))
+
+    def _sharing(self, rows: Mapping[str, Tensor], train: np.ndarray, network: nn.Module) -> tuple[int, bool]:
+        """How many settings share a step, and whether each has a batch of its own: else there are too few rows."""
+        size = self._batch_size(rows)
+        work = size * sum(parameter.numel() for parameter in network.parameters())
+        settings = min(int(np.clip(_AT_ONCE // work, *_SETTINGS)), len(train) // size)
+        return (settings, True) if settings >= _SETTINGS[0] else (_SETTINGS[0], False)
+
+    @contextmanager
+    def _shown(self, x: Any, y: Any, tasks: int = 0) -> Iterator[Any]:
+        """scikit-learn's callbacks see a fit, and its context."""
+        context = self._init_callback_context(**({"max_subtasks": tasks} if tasks else {}))
+        context.call_on_fit_task_begin(estimator=self, X=x, y=y)
+        yield context
+        context.call_on_fit_task_end(estimator=self, X=x, y=y)
 
     def _fit_surrogate(
         self,
         rows: Mapping[str, Tensor],
         train: np.ndarray,
-        validation: np.ndarray,
+        validation: np.ndarray | None,
         *,
         seed: int,
         shown: tuple[Any, Any] = (None, None),
     ) -> None:
         """Train the hypernetwork; callbacks see the epochs, and the data that are `shown`."""
-        batches = self._batches(rows, train)
-        epochs = self._epochs(rows)
+        network = self._network(rows["x"].shape[1], seed)
+        settings, apart = self._sharing(rows, train, network)
+        batches = self._batches(rows, train, settings=settings if apart else 1)
+        epochs = self._epochs(batches)
         loss, metric = self._goal()
-        context = self._init_callback_context(max_subtasks=epochs)
-        context.call_on_fit_task_begin(estimator=self, X=shown[0], y=shown[1])
+        judged: dict[str, Any] = {}
+        if validation is not None:
+            judged = {"metric": metric, "val_loader": Batches(chosen_rows(rows, validation), _ROWS, shuffle=False)}
+        with self._shown(*shown, tasks=epochs) as context:
 
-        def each_epoch(record: dict[str, Any]) -> None:
-            epoch = context.subcontext(task_name="epoch").call_on_fit_task_begin(estimator=self)
-            epoch.call_on_fit_task_end(estimator=self)
+            def each_epoch(record: dict[str, Any]) -> None:
+                epoch = context.subcontext(task_name="epoch").call_on_fit_task_begin(estimator=self)
+                epoch.call_on_fit_task_end(estimator=self)
 
-        self.surrogate_ = ht.fit(
-            ht.HyperNetwork(
-                self._network(rows["x"].shape[1], seed),
-                self._space(),
+            self.surrogate_ = ht.fit(
+                ht.HyperNetwork(
+                    network, self._space(), seed=seed, **({} if self.head is None else {"head": self.head})
+                ),
+                loss,
+                batches,
+                **judged,
+                epochs=epochs,
+                settings_per_step=settings,
+                batching="split" if apart else "full",
+                optimizer=Adam(self.learning_rate),
+                device=self.device,
                 seed=seed,
-                **({} if self.head is None else {"head": self.head}),
-            ),
-            loss,
-            batches,
-            metric=metric,
-            val_loader=Batches(chosen_rows(rows, validation), _ROWS, shuffle=False),
-            epochs=epochs,
-            optimizer=Adam(self.learning_rate),
-            device=self.device,
-            seed=seed,
-            progress=bool(self.verbose),
-            callbacks=[each_epoch],
-        )
-        if self.objective not in self.surrogate_.metrics:
-            raise ht.SpaceError(
-                f"The objective {self.objective!r} is unknown; the metric returns {list(self.surrogate_.metrics)}."
+                progress=bool(self.verbose),
+                callbacks=[each_epoch],
             )
-        self.history_ = self.surrogate_.history
-        context.call_on_fit_task_end(estimator=self, X=shown[0], y=shown[1])
+            if judged and self.objective not in self.surrogate_.metrics:
+                raise ht.SpaceError(
+                    f"The objective {self.objective!r} is unknown; the metric returns {list(self.surrogate_.metrics)}."
+                )
+            self.history_ = self.surrogate_.history
 
     def _check_verify(self) -> None:
         """Before anything is trained."""
@@ -340,6 +281,13 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
             raise ValueError(f"`verify` must be 0, or at least {FEWEST} to say anything, but got {self.verify}.")
         if self.verify and importlib.util.find_spec("botorch") is None:
             raise ht.MissingExtraError("Calibration, which `verify` asks for,", "calibration")
+
+    def _take(self, config: Config) -> None:
+        """One setting, without a search."""
+        space = self._space()
+        (self.best_config_,) = space.from_unit(space.to_unit(dict(config)))
+        self.best_score_, self.history_, self.trust_report_ = math.nan, [], None
+        self.__dict__.pop("surrogate_", None)
 
     def _choose(self, rows: Mapping[str, Tensor], seed: int) -> None:
         """The best setting, by the surrogate or, where real training speaks against it, by the best real training."""
@@ -362,23 +310,35 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
         optimum = self.surrogate_.minimize(self.objective, **_SEARCH, seed=seed % 1000)
         self.best_config_, self.best_score_ = optimum.config, -optimum.value
 
-    def _trained(self, rows: Mapping[str, Tensor], seed: int) -> nn.Module:
-        """A network trained at the best setting, on all rows and without a hypernetwork."""
+    def _trained(self, rows: Mapping[str, Tensor], seed: int, refit: str) -> nn.Module:
+        """A network trained at the best setting on all rows, from scratch or from what the hypernetwork makes."""
         loss, metric = self._goal()
         batches = self._batches(rows)
+        fine = refit == "finetune"
+        share = _FINE if fine else 1.0
         truth = ht.Truth(
-            self._network(rows["x"].shape[1], seed),
+            self._made() if fine else self._network(rows["x"].shape[1], seed),
             self._space(),
             loss,
             batches,
             metric=metric,
             val_loader=Batches(batches.rows, _ROWS, shuffle=False),
-            epochs=self._epochs(rows),
-            optimizer=Adam(self.learning_rate),
-            initialize=self._initialize(rows),
+            epochs=max(1, round(share * self._epochs(batches))),
+            optimizer=Adam(share * self.learning_rate),
+            initialize="given" if fine else self._initialize(rows),
             device=Options(device=self.device).resolved_device(),
         )
         return truth.network(self.best_config_, seed=seed % 1000)
+
+    def _made(self) -> nn.Module:
+        """The primary network with the hypernetwork's weights at the best setting, to train on."""
+        hypernet = self.surrogate_.hypernet
+        network = copy.deepcopy(hypernet.given)
+        with torch.no_grad():
+            weights = hypernet.effective(hypernet.space.to_unit(self.best_config_).reshape(1, -1))
+            for name, tensor in weights.items():
+                network.get_parameter(name).copy_(tensor[0])
+        return network
 
     def _initialize(self, rows: Mapping[str, Tensor]) -> Any:
         """Where real training starts: from a user's network as it was given, or from what a function makes."""
@@ -412,34 +372,9 @@ class HyperTuneEstimator(CallbackSupportMixin, BaseEstimator, metaclass=ABCMeta)
         with torch.no_grad():
             return torch.cat([module(part.to(device)).double().cpu() for part in columns.split(_ROWS)])
 
-    def _encoded(self, x: Any) -> Tensor:
-        """What the network reads."""
-        if "_remembered" in self.__dict__ and x is self._remembered[0]:
-            return self._remembered[1]
-        return torch.as_tensor(self.encoder_.transform(self._checked_again(x)), dtype=torch.float32)
-
     def _at_config(self, config: Config, table: Any, columns: Tensor) -> Self:
         """A copy that predicts at a config, and need not encode a table again."""
         view = copy.copy(self)
         view._remembered = table, columns
         view.module_ = self._at(config)
         return view
-
-    def __sklearn_tags__(self) -> Any:
-        """Missing values are welcome."""
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.target_tags.required = True
-        return tags
-
-
-def chosen_rows(rows: Mapping[str, Tensor], chosen: np.ndarray) -> dict[str, Tensor]:
-    """Some of the rows of each tensor, less those of weight 0; weights have the mean 1."""
-    index = torch.as_tensor(chosen)
-    if "weight" not in rows:
-        return {name: values[index] for name, values in rows.items()}
-    index = index[rows["weight"][index] > 0]
-    if not len(index):
-        raise ValueError("All rows of training or validation data have the weight 0. Pass other weights or folds.")
-    part = {name: values[index] for name, values in rows.items()}
-    return {**part, "weight": (part["weight"] / part["weight"].mean()).float()}

@@ -32,17 +32,19 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         hidden_layer_sizes: Widths of that perceptron.
         space: What to tune: Optuna's distributions by name. None is weight decay, dropout, input noise, mixup and label
             smoothing; another space needs a `module` or a `loss` that reads it.
-        config: One setting to train at, in the ordinary way, instead of tuning; without a surrogate afterwards.
+        config: One setting to take instead of searching; with `refit="retrain"` a network is trained there in the
+            ordinary way, without a hypernetwork.
         loss: (model, batch, config) to a 0-d tensor; a batch is a dict with "x", "y" and, where given, "weight".
         metric: (model, batch) to a dict of 0-d tensors. None is "loss", the cross-entropy, and "error".
         objective: The metric that the best setting minimises.
         head: Of the hypernetwork, such as `ht.RankOne()`.
-        epochs: Passes over the data; "auto" is about 1,500 steps.
-        batch_size: "auto" is a tenth of the data, from 16 to 256.
+        epochs: Passes over the data; "auto" is about 750 steps.
+        batch_size: Of each setting; "auto" is a tenth of the data, from 16 to 256. Where there are rows enough, a step
+            has three to eight settings, each with a batch of its own.
         learning_rate: Of Adam, which decays along half a cosine.
         validation_fraction: Share of the data that settings are judged by, or a splitter, whose first split is taken.
-        refit: "retrain" trains a network at the best setting on all data; "materialize" takes the one that the
-            hypernetwork makes there.
+        refit: "finetune" trains the network that the hypernetwork makes at the best setting a little further, on all
+            data; "materialize" takes it as it is; "retrain" trains one from scratch.
         verify: How many settings to train for real, none or at least three, to measure and calibrate the surrogate
             (needs the extra [calibration]). Where the report has doubts, the best of these trainings is the best
             setting, and a network is trained there.
@@ -91,7 +93,7 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         batch_size: int | Literal["auto"] = "auto",
         learning_rate: float = 6e-3,
         validation_fraction: Any = 0.2,
-        refit: Literal["materialize", "retrain"] = "retrain",
+        refit: Literal["finetune", "materialize", "retrain"] = "finetune",
         verify: int = 0,
         class_weight: Any = None,
         random_state: Any = None,

@@ -92,9 +92,9 @@ def test_retrained_and_materialized_networks() -> None:
 
 
 def test_one_setting_is_trained_in_the_ordinary_way() -> None:
-    """As `refit` does at the best setting, so that both give the same network."""
+    """As `refit="retrain"` does at the best setting, so that both give the same network."""
     space = {name: FloatDistribution(0.0, 0.5) for name in ("dropout", "input_noise")}
-    tuned = classifier(space=space, epochs="auto").fit(X, Y)
+    tuned = classifier(space=space, refit="retrain").fit(X, Y)
     plain = clone(tuned).set_params(config=tuned.best_config_).fit(X, Y)
     assert plain.best_config_ == tuned.best_config_
     np.testing.assert_allclose(plain.predict_proba(X), tuned.predict_proba(X), atol=1e-6)
@@ -121,7 +121,7 @@ def test_a_surrogate_with_doubts_gives_way_to_the_best_real_training(monkeypatch
     checked = classifier(verify=3, refit="materialize").fit(X, Y)
     report = checked.trust_report_
     assert report is not None
-    again = classifier(config=checked.best_config_).fit(X, Y)  # the network is not the hypernetwork's
+    again = classifier(config=checked.best_config_, refit="retrain").fit(X, Y)  # the network is not the hypernetwork's
     np.testing.assert_allclose(checked.predict_proba(X), again.predict_proba(X), atol=1e-6)
     best = int(report.true["loss"][:, 0].argmin())
     assert checked.best_config_ == dict(report.configs[best])
@@ -271,7 +271,7 @@ def test_callbacks_see_the_epochs() -> None:
     classifier(epochs=3).set_callbacks(count).fit(X, Y)
     assert count.tasks == ["setup", *["epoch"] * 3, "fit", "teardown"]
     count.tasks.clear()
-    classifier(config=CONFIG).set_callbacks(count).fit(X, Y)
+    classifier(config=CONFIG, refit="retrain").set_callbacks(count).fit(X, Y)
     assert count.tasks == ["setup", "fit", "teardown"]
     count.tasks.clear()
     inside = classifier(epochs=3).set_callbacks(count)
@@ -295,7 +295,7 @@ def test_training_starts_from_a_users_network() -> None:
 
 def test_fitted_twice() -> None:
     both = classifier(epochs=2).fit(pd.DataFrame(X).rename(columns=str), Y)
-    both.set_params(config=CONFIG).fit(X, Y)
+    both.set_params(config=CONFIG, refit="retrain").fit(X, Y)
     assert not hasattr(both, "surrogate_")
     assert not hasattr(both, "feature_names_in_")
     both.set_params(config=None).fit(X, Y)
