@@ -23,6 +23,7 @@ NAMES = (
     "ray_tune",
     "sklearn_cost",
     "peers",
+    "refit",
 )
 
 

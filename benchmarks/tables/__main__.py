@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import fitting, ray, trust
+from benchmarks.tables import fitting, ray, sklearn, trust
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "cluster.md")
@@ -24,6 +24,11 @@ _ALL += (
     ray.ray_kills,
     ray.ray_steps,
     ray.ray_tune,
+    sklearn.peers_summary,
+    sklearn.peers_by_set,
+    sklearn.peers_loss_by_set,
+    sklearn.refit,
+    sklearn.sklearn_cost,
 )
 TABLES: dict[str, Callable[[], str]] = {function.__name__: function for function in _ALL}
 

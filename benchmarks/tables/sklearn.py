@@ -57,6 +57,20 @@ def peers_summary() -> str:
     return table(header, lines) + note + environment(document)
 
 
+def refit() -> str:
+    """Losses of the three ways to a network."""
+    document = results.read("refit")
+    groups = group(document["rows"], "set", "refit")
+    lines = []
+    for name in document["sets"]:
+        values = [[row["loss"] for row in groups[name, refit]] for refit in document["refits"]]
+        ahead = sum(first < third for first, third in zip(values[0], values[2], strict=True))
+        lines.append([name, *(f"{mean(each):.4f}" for each in values), f"{ahead} of {len(values[0])}"])
+    note = f"\n\n{document['seeds']} seeds of {document['folds']} folds each."
+    header = ["", *(f"`{name}`" for name in document["refits"]), "first ahead of last"]
+    return table(header, lines) + note + environment(document)
+
+
 def sklearn_cost() -> str:
     """Time and memory of `fit` beside `MLPClassifier`."""
     d = results.read("sklearn_cost")

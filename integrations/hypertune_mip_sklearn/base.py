@@ -6,8 +6,8 @@ import copy
 import importlib.util
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, Self
 
@@ -22,6 +22,8 @@ from sklearn.utils import (
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.optim.swa_utils import update_bn
 
 import hypertune_mip as ht
 from hypertune_mip.evaluation import Metric
@@ -34,12 +36,30 @@ from hypertune_mip_sklearn.table import Batches
 Config = Mapping[str, Any]
 Space = ht.SearchSpace | Mapping[str, BaseDistribution]
 _STEPS = 750  # of training with epochs="auto", about
-_EPOCHS = (10, 500)
+_EPOCHS = (10, _STEPS)
 _FINE = 0.3  # of the epochs and of the learning rate, to finish a network that the hypernetwork made
-_SETTINGS = (3, 8)  # that share a step
+_SETTINGS = (3, 8)  # that share a step, each with a batch of its own
+_FEWEST_STEPS = 10  # in an epoch that settings may share, where the epochs are given
 _AT_ONCE = 2**24  # multiplications, about: a step with fewer takes no time beside its overhead
 _SEARCH = {"candidates": 128, "starts": 4, "steps": 8}  # as good as four times as many on tables
 _ROWS = 4096  # predicted at a time
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A training whose steps several settings share.
+
+    Args:
+        network: The primary network.
+        batches: For all settings of a step together.
+        options: Of `ht.fit`, about the settings.
+        epochs: Passes over the rows.
+    """
+
+    network: nn.Module
+    batches: Batches
+    options: dict[str, Any]
+    epochs: int
 
 
 class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[misc]
@@ -127,25 +147,26 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             ValueError: If data or a parameter is invalid.
             TrainingError: If a loss is not finite.
         """
-        self._check_verify()
+        if self.config is None:
+            self._check_verify()
         rows = self._rows(X, y, sample_weight)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        train, validation = np.arange(len(rows["y"])), None
         if self.config is None:
-            self._fit_surrogate(rows, *self._split(rows, X, y, seed), seed=seed, shown=(X, y))
-            self._choose(rows, seed)
-        else:
-            self._take(self.config)
-            if self.refit != "retrain":
-                self._fit_surrogate(rows, np.arange(len(rows["y"])), None, seed=seed, shown=(X, y))
+            train, validation = self._split(rows, X, y, seed)
+        plain = self.config is not None and self.refit == "retrain"
+        shared = None if plain else self._shared(rows, train, seed)
+        context = self._init_callback_context(max_subtasks=0 if shared is None else shared.epochs)
+        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        self.__dict__.pop("surrogate_", None)
+        self.history_, self.trust_report_ = [], None
+        if shared is not None:
+            self._fit_surrogate(shared, rows, train, validation, seed=seed, context=context)
+        self._choose(rows, seed)
         doubted = self.trust_report_ is not None and not self.trust_report_.trusted()
         refit = "retrain" if doubted else self.refit
-        if refit == "materialize":
-            self.module_ = self._at(self.best_config_)
-        elif "surrogate_" in self.__dict__:
-            self.module_ = self._trained(rows, seed, refit)
-        else:
-            with self._shown(X, y):
-                self.module_ = self._trained(rows, seed, refit)
+        self.module_ = self._at(self.best_config_) if refit == "materialize" else self._trained(rows, seed, refit)
+        context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
     def set_config(self, config: Config) -> Self:
@@ -174,6 +195,8 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             SpaceError: If the name is unknown.
         """
         surrogate = self._surrogate()
+        if self.config is not None:
+            raise ValueError("With `config` no rows are held back to judge other settings by. Fit with config=None.")
         space = surrogate.space
         if name not in space:
             raise ht.SpaceError(f"The hyperparameter {name!r} is unknown; the space has {list(space)}.")
@@ -214,66 +237,62 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             return int(self.epochs)
         return int(np.clip(round(_STEPS / len(batches)), *_EPOCHS))
 
-    def _sharing(self, rows: Mapping[str, Tensor], train: np.ndarray, network: nn.Module) -> tuple[int, bool]:
-        """How many settings share a step, and whether each has a batch of its own: else there are too few rows."""
-        size = self._batch_size(rows)
-        work = size * sum(parameter.numel() for parameter in network.parameters())
-        settings = min(int(np.clip(_AT_ONCE // work, *_SETTINGS)), len(train) // size)
-        return (settings, True) if settings >= _SETTINGS[0] else (_SETTINGS[0], False)
-
-    @contextmanager
-    def _shown(self, x: Any, y: Any, tasks: int = 0) -> Iterator[Any]:
-        """scikit-learn's callbacks see a fit, and its context."""
-        context = self._init_callback_context(**({"max_subtasks": tasks} if tasks else {}))
-        context.call_on_fit_task_begin(estimator=self, X=x, y=y)
-        yield context
-        context.call_on_fit_task_end(estimator=self, X=x, y=y)
+    def _shared(self, rows: Mapping[str, Tensor], train: np.ndarray, seed: int) -> _Shared:
+        """How the hypernetwork is to be trained on the rows `train`."""
+        network = self._network(rows["x"].shape[1], seed)
+        batches = self._batches(rows, train)
+        size, count = self._batch_size(rows), len(batches.rows["y"])
+        work = size * sum(p.numel() for p in network.parameters() if not isinstance(p, UninitializedParameter))
+        steps = 1 if self.epochs == "auto" else _FEWEST_STEPS
+        settings = min(int(np.clip(_AT_ONCE // max(1, work), *_SETTINGS)), count // (size * steps))
+        if settings < _SETTINGS[0]:
+            return _Shared(network, batches, {}, self._epochs(batches))
+        batches = Batches(batches.rows, -(-count // (count // (settings * size))), shuffle=True)
+        options = {"settings_per_step": settings, "batching": "split"}
+        return _Shared(network, batches, options, self._epochs(batches))
 
     def _fit_surrogate(
         self,
+        shared: _Shared,
         rows: Mapping[str, Tensor],
         train: np.ndarray,
         validation: np.ndarray | None,
         *,
         seed: int,
-        shown: tuple[Any, Any] = (None, None),
+        context: Any = None,
     ) -> None:
-        """Train the hypernetwork; callbacks see the epochs, and the data that are `shown`."""
-        network = self._network(rows["x"].shape[1], seed)
-        settings, apart = self._sharing(rows, train, network)
-        batches = self._batches(rows, train, settings=settings if apart else 1)
-        epochs = self._epochs(batches)
+        """Train the hypernetwork; callbacks see the epochs, if there is a context of theirs."""
         loss, metric = self._goal()
         judged: dict[str, Any] = {}
         if validation is not None:
             judged = {"metric": metric, "val_loader": Batches(chosen_rows(rows, validation), _ROWS, shuffle=False)}
-        with self._shown(*shown, tasks=epochs) as context:
 
-            def each_epoch(record: dict[str, Any]) -> None:
-                epoch = context.subcontext(task_name="epoch").call_on_fit_task_begin(estimator=self)
-                epoch.call_on_fit_task_end(estimator=self)
+        def each_epoch(record: dict[str, Any]) -> None:
+            epoch = context.subcontext(task_name="epoch").call_on_fit_task_begin(estimator=self)
+            epoch.call_on_fit_task_end(estimator=self)
 
-            self.surrogate_ = ht.fit(
-                ht.HyperNetwork(
-                    network, self._space(), seed=seed, **({} if self.head is None else {"head": self.head})
-                ),
-                loss,
-                batches,
-                **judged,
-                epochs=epochs,
-                settings_per_step=settings,
-                batching="split" if apart else "full",
-                optimizer=Adam(self.learning_rate),
-                device=self.device,
-                seed=seed,
-                progress=bool(self.verbose),
-                callbacks=[each_epoch],
+        head = {} if self.head is None else {"head": self.head}
+        self.surrogate_ = ht.fit(
+            ht.HyperNetwork(shared.network, self._space(), seed=seed, **head),
+            loss,
+            shared.batches,
+            **judged,
+            **shared.options,
+            epochs=shared.epochs,
+            optimizer=Adam(self.learning_rate),
+            device=self.device,
+            seed=seed,
+            progress=bool(self.verbose),
+            callbacks=[] if context is None else [each_epoch],
+        )
+        if judged and self.objective not in self.surrogate_.metrics:
+            raise ht.SpaceError(
+                f"The objective {self.objective!r} is unknown; the metric returns {list(self.surrogate_.metrics)}."
             )
-            if judged and self.objective not in self.surrogate_.metrics:
-                raise ht.SpaceError(
-                    f"The objective {self.objective!r} is unknown; the metric returns {list(self.surrogate_.metrics)}."
-                )
-            self.history_ = self.surrogate_.history
+        single = self._batches(rows, train)  # with which a network is trained for real
+        self.surrogate_.train_loader = single
+        self.surrogate_.budget = ht.Budget(epochs=self._epochs(single), optimizer=Adam(self.learning_rate))
+        self.history_ = self.surrogate_.history
 
     def _check_verify(self) -> None:
         """Before anything is trained."""
@@ -282,16 +301,13 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         if self.verify and importlib.util.find_spec("botorch") is None:
             raise ht.MissingExtraError("Calibration, which `verify` asks for,", "calibration")
 
-    def _take(self, config: Config) -> None:
-        """One setting, without a search."""
-        space = self._space()
-        (self.best_config_,) = space.from_unit(space.to_unit(dict(config)))
-        self.best_score_, self.history_, self.trust_report_ = math.nan, [], None
-        self.__dict__.pop("surrogate_", None)
-
     def _choose(self, rows: Mapping[str, Tensor], seed: int) -> None:
-        """The best setting, by the surrogate or, where real training speaks against it, by the best real training."""
-        self.trust_report_ = None
+        """The best setting: what was asked for, or else by the surrogate, or by real training where that has doubts."""
+        if self.config is not None:
+            space = self._space()
+            (self.best_config_,) = space.from_unit(space.to_unit(dict(self.config)))
+            self.best_score_ = math.nan
+            return
         if self.verify:
             truth = self.surrogate_.truth(initialize=self._initialize(rows))
             report = self.surrogate_.verify(
@@ -328,14 +344,18 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             initialize="given" if fine else self._initialize(rows),
             device=Options(device=self.device).resolved_device(),
         )
-        return truth.network(self.best_config_, seed=seed % 1000)
+        network = truth.network(self.best_config_, seed=seed % 1000)
+        if fine:
+            device = next(network.parameters()).device
+            update_bn((batch["x"].to(device) for batch in batches), network)  # of a short training they are not yet
+        return network
 
     def _made(self) -> nn.Module:
         """The primary network with the hypernetwork's weights at the best setting, to train on."""
         hypernet = self.surrogate_.hypernet
         network = copy.deepcopy(hypernet.given)
         with torch.no_grad():
-            weights = hypernet.effective(hypernet.space.to_unit(self.best_config_).reshape(1, -1))
+            weights = hypernet.effective(hypernet.space.to_unit(self.best_config_))
             for name, tensor in weights.items():
                 network.get_parameter(name).copy_(tensor[0])
         return network
@@ -354,7 +374,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         if "surrogate_" not in self.__dict__:
             raise ValueError(
                 "There is no surrogate to ask about other settings, since the network was trained at one `config`."
-                " Fit again with config=None."
+                ' Fit again with config=None or refit="finetune".'
             )
         return self.surrogate_
 

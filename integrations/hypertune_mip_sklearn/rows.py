@@ -59,10 +59,10 @@ class TableEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  #
             return x
         return validate_data(self, x, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
 
-    def _batches(self, rows: Mapping[str, Tensor], chosen: np.ndarray | None = None, *, settings: int = 1) -> Batches:
-        """To train on, all rows or those chosen, in batches that so many settings share; sizes follow from all."""
+    def _batches(self, rows: Mapping[str, Tensor], chosen: np.ndarray | None = None) -> Batches:
+        """To train on, all rows or those chosen; sizes follow from all."""
         part = chosen_rows(rows, np.arange(len(rows["y"])) if chosen is None else chosen)
-        return Batches(part, min(len(part["y"]), settings * self._batch_size(rows)), shuffle=True)
+        return Batches(part, min(len(part["y"]), self._batch_size(rows)), shuffle=True)
 
     def _batch_size(self, rows: Mapping[str, Tensor]) -> int:
         """Of one setting."""

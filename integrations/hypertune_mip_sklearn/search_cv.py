@@ -43,12 +43,12 @@ class HyperTuneSearchCV(BaseSearchCV):  # type: ignore[misc]  # scikit-learn shi
 
     Stands where `RandomizedSearchCV` stands. What regularises, the estimator's `space`, needs no training of its own:
     each fold trains one hypernetwork and judges all candidates by it. What a hypernetwork cannot cover, such as widths
-    and the learning rate, comes from an outer Optuna study, each trial of which trains every fold anew. At the best
-    setting a network is then trained in the ordinary way on all data.
+    and the learning rate, comes from an outer Optuna study, each trial of which trains every fold anew. The
+    estimator is then fitted to all data with the best setting as its `config`.
 
     Args:
         estimator: A `HyperTuneClassifier` or `HyperTuneRegressor`, or a pipeline that ends with one. Its
-            `validation_fraction`, `refit` and `verify` take no part in the search.
+            `validation_fraction` and `verify` take no part in the search, its `refit` only in the last fit.
         param_distributions: Other parameters of the estimator to search: Optuna's distributions, or lists of choices,
             by name as in `set_params`.
         n_candidates: Settings to judge.
@@ -320,7 +320,7 @@ def _fold(
 ) -> _Fold:
     """Train one hypernetwork on `train` and judge all candidates on `test`; NaN where training diverges."""
     start = time.perf_counter()
-    last = _last(estimator).set_callbacks()  # those of the search see its folds
+    last = _last(estimator)
     last._validate_params()
     steps = estimator[:-1] if isinstance(estimator, Pipeline) and len(estimator.steps) > 1 else None
     x_test, y_test = _safe_indexing(x, test), _safe_indexing(y, test)
@@ -336,7 +336,7 @@ def _fold(
         known, judged = np.arange(len(train)), np.arange(len(train), len(order))
     rows = last._rows(table, y, weight, known=known)
     try:
-        last._fit_surrogate(rows, known, judged, seed=seed)
+        last._fit_surrogate(last._shared(rows, known, seed), rows, known, judged, seed=seed)
     except ht.TrainingError as error:
         warnings.warn(f"A fold is left out, since its training diverged: {error}", ht.HypertuneWarning, stacklevel=2)
         space = last._space()

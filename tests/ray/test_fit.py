@@ -118,6 +118,22 @@ def test_any_number_of_workers_does_what_one_process_does(count: int, options: d
     same(alone(**options).hypernet, many(count, tmp_path, **options).hypernet, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_mixed_precision_on_workers(tmp_path: Path) -> None:
+    """Nearer to the same precision in one process than to where training started."""
+    options = {**OPTIONS, "precision": "bfloat16", "settings_per_step": 4}
+    hypernets = [ht.HyperNetwork(problem.plain_network(), SPACE, trunk=(6,), seed=0) for _ in range(3)]
+    in_float = [(x.float(), y.float()) for x, y in batches()]
+
+    def part() -> list[Any]:
+        return [(x.float(), y.float()) for x, y in part_of_batches()]
+
+    ht.fit(hypernets[0], loss, in_float, device="cpu", **{**options, "settings_per_step": 8, "checkpoint_every": 1})
+    ht_ray.fit(hypernets[1], loss, part, scaling_config=workers(2), run_config=here(tmp_path), **options)
+    alone, two, before = (torch.cat([p.detach().flatten() for p in each.parameters()]) for each in hypernets)
+    assert 0.0 < torch.dist(alone, two) < 0.2 * torch.dist(alone, before)
+
+
 def test_in_this_process_it_is_fit_bit_for_bit(tmp_path: Path) -> None:
     """With dropout, a shuffled loader and validation."""
     options = {"epochs": 6, "progress": False, "seed": 1, **problem.validation()}

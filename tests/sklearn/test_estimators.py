@@ -82,13 +82,41 @@ def test_response_curve(fitted: HyperTuneClassifier) -> None:
         fitted.response_curve("width")
 
 
-def test_retrained_and_materialized_networks() -> None:
-    """One is trained anew on all rows, the other is the hypernetwork's."""
+def test_networks_are_made_finished_or_trained_anew() -> None:
+    """All at the same setting; the one that is finished stays nearer to the one that it starts from."""
     made = classifier(refit="materialize").fit(X, Y)
     np.testing.assert_allclose(made.predict_proba(X), made.predict_proba(X, config=made.best_config_))
-    again = classifier(refit="retrain").fit(X, Y)
-    assert again.best_config_ == made.best_config_
-    assert np.abs(again.predict_proba(X) - made.predict_proba(X)).max() > 1e-3
+    finished, again = classifier().fit(X, Y), classifier(refit="retrain").fit(X, Y)
+    assert again.best_config_ == finished.best_config_ == made.best_config_
+    moved = [torch.dist(other.module_[1].weight, made.module_[1].weight) for other in (finished, again)]
+    assert 0.0 < moved[0] < 0.5 * moved[1]
+
+
+def test_a_network_is_finished_on_all_rows() -> None:
+    """Also on those that judged the settings, whose labels are the others' opposites here."""
+    splitter = ShuffleSplit(1, test_size=0.5, random_state=0)
+    x = np.random.default_rng(0).normal(size=(200, 4))
+    ((_, judging),) = splitter.split(x)
+    y = (x[:, 0] > 0).astype(int)
+    y[judging] = 1 - y[judging]
+    options = {"validation_fraction": splitter, "epochs": 60}
+    made, finished = (classifier(refit=refit, **options).fit(x, y) for refit in ("materialize", "finetune"))
+    assert log_loss(y[judging], finished.predict_proba(x[judging])) < log_loss(
+        y[judging], made.predict_proba(x[judging])
+    )
+
+
+def test_one_setting_with_a_hypernetwork_around_it() -> None:
+    """So that other settings can be asked for; nothing is held back to judge them."""
+    one = classifier(config=CONFIG).fit(X, Y)
+    assert one.best_config_ == pytest.approx(CONFIG)
+    assert np.isnan(one.best_score_)
+    assert one.score(X, Y) > 0.9
+    other = {**CONFIG, "weight_decay": 0.1, "dropout": 0.6}
+    assert np.abs(one.predict_proba(X, config=other) - one.predict_proba(X, config=CONFIG)).max() > 1e-3
+    assert sum(len(batch["y"]) for batch in one.surrogate_.train_loader) == len(X)
+    with pytest.raises(ValueError, match="no rows are held back to judge"):
+        one.response_curve("dropout")
 
 
 def test_one_setting_is_trained_in_the_ordinary_way() -> None:
@@ -153,8 +181,8 @@ def test_frames_with_text_and_missing_values() -> None:
     frame = pd.DataFrame(X[:, :3], columns=["a", "b", "c"]).assign(kind=NAMES, flag=Y == 0)
     frame.loc[::7, "a"] = np.nan
     frame.loc[::5, "kind"] = None
-    one = classifier().fit(frame, NAMES)
-    other = classifier().fit(pl.from_pandas(frame), NAMES)
+    one = classifier(epochs=40).fit(frame, NAMES)
+    other = classifier(epochs=40).fit(pl.from_pandas(frame), NAMES)
     assert one.feature_names_in_.tolist() == ["a", "b", "c", "kind", "flag"]
     assert one.score(frame, NAMES) > 0.9
     np.testing.assert_allclose(one.predict_proba(frame), other.predict_proba(pl.from_pandas(frame)))
@@ -232,7 +260,7 @@ def test_validation_metrics_are_means_by_weight() -> None:
 
 def test_balanced_classes() -> None:
     x, y = make_classification(600, 5, weights=[0.93], flip_y=0.1, class_sep=0.4, random_state=1)
-    rare = [classifier(class_weight=w).fit(x, y).predict(x)[y == 1].mean() for w in (None, "balanced")]
+    rare = [classifier(class_weight=w, epochs=40).fit(x, y).predict(x)[y == 1].mean() for w in (None, "balanced")]
     assert rare[1] > rare[0] + 0.2
 
 
