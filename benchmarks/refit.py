@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
@@ -32,7 +33,9 @@ def _cell(name: str, seed: int, fold: int) -> list[dict[str, Any]]:
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for refit in REFITS:
+            start = time.perf_counter()
             model = ours(data.classes, 10 * seed + fold).set_params(refit=refit).fit(data.x[train], data.y[train])
+            seconds = time.perf_counter() - start
             found = scores(data, model, data.x[test], data.y[test], data.y[train])
-            rows.append({"set": name, "seed": seed, "fold": fold, "refit": refit, **found})
+            rows.append({"set": name, "seed": seed, "fold": fold, "refit": refit, "seconds": seconds, **found})
     return rows

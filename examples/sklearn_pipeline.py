@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.stats import loguniform
+from sklearn.base import clone
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.datasets import load_diabetes
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -63,7 +64,7 @@ def peers(seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=60, help="of each training (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, help="of each training (default: about 750 steps)")
     parser.add_argument("--candidates", type=int, default=1000, help="settings to judge (default: %(default)s)")
     parser.add_argument("--folds", type=int, default=5, help="of cross-validation (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
@@ -74,7 +75,7 @@ def main() -> None:
     frame, target = load_patients()
     parts = train_test_split(frame, target, test_size=0.3, random_state=options.seed)
     x, x_test, y, y_test = parts
-    network = HyperTuneRegressor(hidden_layer_sizes=WIDTHS, epochs=options.epochs, random_state=options.seed)
+    network = HyperTuneRegressor(hidden_layer_sizes=WIDTHS, epochs=options.epochs or "auto", random_state=options.seed)
     search = HyperTuneSearchCV(network, n_candidates=options.candidates, cv=options.folds, random_state=options.seed)
     rows = []
     for name, model in {"HyperTuneSearchCV": search, **peers(options.seed)}.items():
@@ -88,7 +89,7 @@ def main() -> None:
     print(table)
     print(f"The best of {options.candidates:,} settings:", search.best_config_)
 
-    tuned = HyperTuneRegressor(hidden_layer_sizes=WIDTHS, epochs=options.epochs, random_state=options.seed).fit(x, y)
+    tuned = clone(network).fit(x, y)
     names = list(tuned.best_config_)
     figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 2.8), sharey=True, layout="constrained")
     for name, ax in zip(names, axes, strict=True):

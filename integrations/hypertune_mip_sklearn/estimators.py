@@ -38,10 +38,10 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         metric: (model, batch) to a dict of 0-d tensors. None is "loss", the cross-entropy, and "error".
         objective: The metric that the best setting minimises.
         head: Of the hypernetwork, such as `ht.RankOne()`.
-        epochs: Passes over the data; "auto" is about 750 steps.
-        batch_size: Of each setting; "auto" is a tenth of the data, from 16 to 256. Where there are rows enough, a step
-            has three to eight settings, each with a batch of its own.
-        learning_rate: Of Adam, which decays along half a cosine.
+        epochs: Passes over the data; "auto" is about 750 steps. To finish a network takes 0.3 of them.
+        batch_size: Of each setting; "auto" is a tenth of the data, from 16 to 256. Where there are rows enough, the
+            settings of a step have a batch each.
+        learning_rate: Of Adam, which decays along half a cosine; to finish a network it is 0.3 of that.
         validation_fraction: Share of the data that settings are judged by, or a splitter, whose first split is taken.
         refit: "finetune" trains the network that the hypernetwork makes at the best setting a little further, on all
             data; "materialize" takes it as it is; "retrain" trains one from scratch.
@@ -56,7 +56,8 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
     Attributes:
         best_config_: The setting of the network that predicts, unless `set_config` has changed it.
         best_score_: Minus the objective there, on validation data; with `config`, NaN.
-        surrogate_: What answers for any setting (`ht.Surrogate`).
+        surrogate_: What answers for any setting (`ht.Surrogate`); with `config` it has no validation data to measure
+            by, and with `refit="retrain"` as well there is none.
         module_: The network.
         encoder_: The transformer from `X` to the network's inputs.
         trust_report_: Surrogate beside real training, or None.

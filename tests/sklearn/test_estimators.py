@@ -106,6 +106,37 @@ def test_a_network_is_finished_on_all_rows() -> None:
     )
 
 
+def test_settings_that_share_a_step_and_real_training_have_batches_of_the_same_size() -> None:
+    fitted = classifier(epochs="auto").fit(X, Y)
+    surrogate, rows = fitted.surrogate_, 142  # of 178 a fifth is held back
+    steps = fitted.history_[-1]["step"] / len(fitted.history_)
+    assert steps == 1  # of eight settings with a batch of 17 each
+    assert surrogate.train_loader.size == 17
+    assert surrogate.budget.epochs == round(750 / -(-rows // 17))
+    truth = surrogate.truth()
+    assert (truth.train_loader, truth.epochs) == (surrogate.train_loader, surrogate.budget.epochs)
+    few = classifier(epochs=10).fit(X, Y)
+    assert few.history_[-1]["step"] == 10 * -(-rows // 17)  # ten epochs are not ten steps
+
+
+def test_statistics_of_batch_norm_are_those_of_the_data() -> None:
+    def module(inputs: int, outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, outputs))
+
+    space = {"weight_decay": FloatDistribution(1e-5, 1e-1, log=True)}
+    fitted = classifier(module=module, space=space).fit(X, Y)
+    columns = torch.as_tensor(fitted.encoder_.transform(X), dtype=torch.float32)
+    before = fitted.module_[0](columns)
+    torch.testing.assert_close(fitted.module_[1].running_mean, before.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(fitted.module_[1].running_var, before.var(0), atol=0, rtol=0.2)
+
+
+def test_few_rows_that_weigh_anything() -> None:
+    weight = np.zeros(len(X))
+    weight[::25] = 1
+    assert classifier(epochs="auto").fit(X, Y, sample_weight=weight).score(X[::25], Y[::25]) == 1
+
+
 def test_one_setting_with_a_hypernetwork_around_it() -> None:
     """So that other settings can be asked for; nothing is held back to judge them."""
     one = classifier(config=CONFIG).fit(X, Y)
@@ -283,6 +314,7 @@ def test_callbacks_see_the_epochs() -> None:
     class Count:
         def __init__(self) -> None:
             self.tasks: list[str] = []
+            self.has_network = False
 
         def setup(self, estimator: Any, context: Any) -> None:
             self.tasks.append("setup")
@@ -294,9 +326,11 @@ def test_callbacks_see_the_epochs() -> None:
 
         def on_fit_task_end(self, estimator: Any, context: Any) -> None:
             self.tasks.append(context.task_name)
+            self.has_network = hasattr(estimator, "module_")
 
     count = Count()
     classifier(epochs=3).set_callbacks(count).fit(X, Y)
+    assert count.has_network
     assert count.tasks == ["setup", *["epoch"] * 3, "fit", "teardown"]
     count.tasks.clear()
     classifier(config=CONFIG, refit="retrain").set_callbacks(count).fit(X, Y)
