@@ -16,9 +16,7 @@ import torch
 from optuna.distributions import BaseDistribution
 from sklearn.base import _fit_context
 from sklearn.callback import CallbackSupportMixin
-from sklearn.utils import (
-    check_random_state,
-)
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
@@ -154,6 +152,8 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         train, validation = np.arange(len(rows["y"])), None
         if self.config is None:
             train, validation = self._split(rows, X, y, seed)
+        else:
+            self._space().to_unit(dict(self.config))  # which says what is wrong with it before anything is trained
         plain = self.config is not None and self.refit == "retrain"
         shared = None if plain else self._shared(rows, train, seed)
         context = self._init_callback_context(max_subtasks=0 if shared is None else shared.epochs)

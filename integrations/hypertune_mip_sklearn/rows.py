@@ -15,7 +15,7 @@ from sklearn.utils import _safe_indexing, check_array, check_consistent_length
 from sklearn.utils.validation import _check_sample_weight, _num_samples, validate_data
 from torch import Tensor
 
-from hypertune_mip_sklearn.table import Batches, is_frame, make_encoder
+from hypertune_mip_sklearn.table import Batches, is_frame, make_encoder, plain_integers
 
 
 class TableEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # scikit-learn ships no types
@@ -41,6 +41,7 @@ class TableEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  #
         return rows
 
     def _checked(self, x: Any, y: Any) -> tuple[Any, Any]:
+        y = plain_integers(y)
         if not is_frame(x):
             checked: tuple[Any, Any] = validate_data(
                 self, x, y, dtype=np.float64, ensure_all_finite="allow-nan", multi_output=True, ensure_min_samples=2

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -358,7 +358,10 @@ def _fold(
             view = last._at_config(config, table_test, columns)
             return Pipeline([*known_steps, ("last", view)]) if known_steps else view
 
-        scores = np.array([scorer(at(config), x_test, y_test, **own) for config in configs])
+        found = [scorer(at(config), x_test, y_test, **own) for config in configs]
+        if not all(isinstance(score, Real) for score in found):
+            raise ValueError(f"`scoring` must return one number, but returned {found[0]!r}.")
+        scores = np.array(found, dtype=np.float64)
     done = time.perf_counter()
     return _Fold(surrogate.space, configs, scores, objectives, fitted - start, done - fitted)
 

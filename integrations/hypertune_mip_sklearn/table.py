@@ -60,6 +60,14 @@ def make_encoder(x: Any) -> ColumnTransformer | Pipeline:
     return ColumnTransformer(parts, sparse_threshold=0.0).set_output(transform="default")
 
 
+def plain_integers(y: Any) -> Any:
+    """Labels of a series that could have missing values but has none; scikit-learn would make them floats."""
+    series = nw.from_native(y, pass_through=True, allow_series=True)
+    if isinstance(series, nw.Series) and series.dtype.is_integer() and not series.null_count():
+        return series.to_numpy()
+    return y
+
+
 def texts(columns: Any) -> np.ndarray:
     """Values as text, None where one is missing: so libraries and types of columns make no difference."""
     frame = nw.from_native(columns, eager_only=True)

@@ -131,6 +131,12 @@ def test_statistics_of_batch_norm_are_those_of_the_data() -> None:
     torch.testing.assert_close(fitted.module_[1].running_var, before.var(0), atol=0, rtol=0.2)
 
 
+def test_labels_of_a_nullable_type_stay_integers() -> None:
+    fitted = classifier(epochs=2).fit(pd.DataFrame(X), pd.Series(Y, dtype="Int64"))
+    assert fitted.classes_.dtype.kind == "i"
+    assert fitted.predict(pd.DataFrame(X)).dtype.kind == "i"
+
+
 def test_few_rows_that_weigh_anything() -> None:
     weight = np.zeros(len(X))
     weight[::25] = 1
@@ -148,6 +154,10 @@ def test_one_setting_with_a_hypernetwork_around_it() -> None:
     assert sum(len(batch["y"]) for batch in one.surrogate_.train_loader) == len(X)
     with pytest.raises(ValueError, match="no rows are held back to judge"):
         one.response_curve("dropout")
+    unfitted = classifier(config={**CONFIG, "dropout": 9.0})
+    with pytest.raises(ht.SpaceError, match="dropout"):
+        unfitted.fit(X, Y)
+    assert not hasattr(unfitted, "surrogate_")  # nothing was trained
 
 
 def test_one_setting_is_trained_in_the_ordinary_way() -> None:
