@@ -237,7 +237,7 @@ def test_bad_options() -> None:
         search(n_candidates=0).fit(X, Y)
     with pytest.raises(ValueError, match="'scoring' parameter"):
         search(scoring="goodness").fit(X, Y)
-    with pytest.raises(ValueError, match="must return one number, but returned {'accuracy': 1.0}"):
+    with pytest.raises(ValueError, match="must return one number, but returned"):
         search(scoring=lambda *_: {"accuracy": 1.0}, cv=2, n_candidates=2).fit(X, Y)
     with pytest.raises(ht.SpaceError, match="'learning_rate'"):
         search(clone(CLASSIFIER).set_params(space={"learning_rate": FloatDistribution(0.1, 1)})).fit(X, Y)
