@@ -64,7 +64,7 @@ def refit() -> str:
         values = [[row["loss"] for row in groups[name, refit]] for refit in document["refits"]]
         ahead = sum(first < third for first, third in zip(values[0], values[2], strict=True))
         lines.append([name, *(f"{mean(each):.4f}" for each in values), f"{ahead} of {len(values[0])}"])
-    note = f"\n\n{document['seeds']} seeds of {document['folds']} folds each."
+    note = f"\n\nMeans over {document['folds']} folds."
     header = ["", *(f"`{name}`" for name in document["refits"]), "first ahead of last"]
     return table(header, lines) + note + environment(document)
 
