@@ -24,6 +24,7 @@ _ALL += (
     ray.ray_kills,
     ray.ray_steps,
     ray.ray_tune,
+    sklearn.sklearn_targets,
     sklearn.peers_summary,
     sklearn.peers_by_set,
     sklearn.peers_loss_by_set,
