@@ -21,13 +21,13 @@ def sklearn_targets() -> str:
     ratio = median(line["finetune"] / line["MLPClassifier"] for line in cost["seconds"])
     first = [_first(each, methods) for each in (errors, losses)]
     rows = [
-        [f"mean rank of {len(methods)} by error", f"{ranks[0][0]:.2f}", f"gradient boosting's {boosting[0]:.2f}",
+        [f"mean rank among {len(methods)} methods by error", f"{ranks[0][0]:.2f}", f"tuned boosting: {boosting[0]:.2f}",
          ranks[0][0] <= boosting[0]],
-        [f"mean rank of {len(methods)} by loss", f"{ranks[1][0]:.2f}", f"gradient boosting's {boosting[1]:.2f}",
+        [f"mean rank among {len(methods)} methods by loss", f"{ranks[1][0]:.2f}", f"tuned boosting: {boosting[1]:.2f}",
          ranks[1][0] <= boosting[1]],
-        ["sets on which it is the first network by error", first[0], sets, first[0] == sets],
-        ["sets on which it is the first network by loss", first[1], sets, first[1] == sets],
-        ["time of `fit` in those of `MLPClassifier.fit`", f"{ratio:.2f}", 3, ratio <= 3],
+        ["sets on which it is the best network by error", first[0], sets, first[0] == sets],
+        ["sets on which it is the best network by loss", first[1], sets, first[1] == sets],
+        ["`fit` relative to `MLPClassifier.fit`, 40 epochs each, 10,000 rows", f"{ratio:.2f}", 3, ratio <= 3],
     ]  # fmt: skip
     verdict = {True: "met", False: "**missed**"}
     return table(["", "measured", "target", ""], [[*row[:3], verdict[bool(row[3])]] for row in rows])
@@ -71,7 +71,7 @@ def peers_summary() -> str:
     note = (
         f"\n\nRanks among the {len(methods)} methods, 1 is best. Ranks and wins are of {count} pairs of set and seed,"
         f" whose {document['folds']} folds are averaged; in brackets 95 % intervals, by a bootstrap over the {sets}"
-        " sets, since seeds of one set are not independent. First of the networks, by mean error and loss, on"
+        " sets, since seeds of one set are not independent. Best of the networks, by mean error and loss, on"
         f" {first} of {sets} sets."
     )
     return table(header, lines) + note + environment(document)
@@ -96,7 +96,7 @@ def sklearn_cost() -> str:
     d = results.read("sklearn_cost")
     names = {
         "MLPClassifier": "`MLPClassifier`",
-        "finetune": "`HyperTuneClassifier()`",
+        "finetune": "`HyperTuneClassifier`",
         "materialize": '`HyperTuneClassifier(refit="materialize")`',
         "retrain": '`HyperTuneClassifier(refit="retrain")`',
         "one config": '`HyperTuneClassifier(config=..., refit="retrain")`, which does not tune',
