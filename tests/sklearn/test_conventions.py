@@ -10,8 +10,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from hypertune_mip_sklearn import HyperTuneClassifier, HyperTuneRegressor, HyperTuneSearchCV
 
 SMALL: dict[str, Any] = {"epochs": 10, "hidden_layer_sizes": (16,), "random_state": 0}
-CLASSIFIER = HyperTuneClassifier(**SMALL, refit="materialize")
-REGRESSOR = HyperTuneRegressor(**SMALL, refit="materialize")
+CLASSIFIER = HyperTuneClassifier(**SMALL)
+REGRESSOR = HyperTuneRegressor(**SMALL)
 OTHERS: dict[str, Any] = {"cv": 2, "n_candidates": 16, "random_state": 0}
 
 
