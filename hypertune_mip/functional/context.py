@@ -61,6 +61,11 @@ class ConfigModule(nn.Module, ABC):
     """A layer whose behaviour depends on a hyperparameter: by name while amortised, by number once resolved."""
 
     hyperparameter: str | float
+    active: ActiveConfig | None = None
+    """The config of the setting that its network runs at; for a layer outside of a network the one in force counts.
+
+    A backward pass that recomputes activations may run in another thread, which sees what stands in the network only.
+    """
 
     @abstractmethod
     def resolved(self, value: float) -> nn.Module:
@@ -78,7 +83,7 @@ class ConfigModule(nn.Module, ABC):
         """
         if not isinstance(self.hyperparameter, str):
             return self.hyperparameter
-        config = _active.get()
+        config = _active.get() if self.active is None else self.active
         if config is None:
             raise SpaceError(
                 f"{type(self).__name__}('{self.hyperparameter}') runs inside a hypernetwork only, which knows the value"

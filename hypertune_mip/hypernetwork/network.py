@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
-from torch.func import vmap
 
 from hypertune_mip.encoding import Encoding, encode, encoded_size
 from hypertune_mip.errors import NetworkError
-from hypertune_mip.functional import ActiveConfig, active, plain
-from hypertune_mip.functional.placement import about_vmap, attention_for_many_settings, find_slots, in_place, loop
+from hypertune_mip.execution import Execution, Function, Kernel, Mode, Setting
+from hypertune_mip.execution.sequential import Weigh
+from hypertune_mip.functional import plain
 from hypertune_mip.heads import Dense, Head, RankOne, Rule
 from hypertune_mip.hypernetwork.primary import (
     Pattern,
@@ -32,9 +31,6 @@ from hypertune_mip.hypernetwork.primary import (
     use_batch_statistics,
 )
 from hypertune_mip.space import SearchSpace
-
-Function = Callable[[nn.Module, Any, ActiveConfig], Any]
-"""Of (primary network at one setting, data of that setting, config): a loss, or a metric behind an adapter."""
 
 
 class HyperNetwork(nn.Module):
@@ -51,7 +47,8 @@ class HyperNetwork(nn.Module):
             parameter names (`"*.bias"`). All else shares one learned value over all settings. None generates every
             parameter that is trainable in `network`.
         freeze_theta_0: Whether the primary network's own weights stay as given.
-        mapping: "vmap" runs all settings at once; "loop" one after another, for networks that vmap cannot serve.
+        mapping: "vmap" runs all settings at once, "loop" one after another, which serves every network; "auto" takes
+            what is faster, and what serves the network.
         batch_norm: "batch_statistics" makes layers with running statistics use those of the batch at hand, since
             running ones would mix all settings; "refuse" raises instead.
         seed: Of the trunk's initialisation.
@@ -78,7 +75,7 @@ class HyperNetwork(nn.Module):
         residual: bool = True,
         generate: Sequence[Pattern] | None = None,
         freeze_theta_0: bool = False,
-        mapping: Literal["vmap", "loop"] = "vmap",
+        mapping: Mode = "auto",
         batch_norm: Literal["batch_statistics", "refuse"] = "batch_statistics",
         seed: int = 0,
     ) -> None:
@@ -90,7 +87,6 @@ class HyperNetwork(nn.Module):
         self.widths = tuple(trunk)
         self.encoding = encoding
         self.residual = residual
-        self.mapping = mapping
         self.freeze_theta_0 = freeze_theta_0
         self._given = (copy.deepcopy(network),)  # in a tuple: it is no part of what is trained, moved or saved
         self.network = copy.deepcopy(network)
@@ -113,19 +109,7 @@ class HyperNetwork(nn.Module):
             part.to(like)
         if freeze_theta_0:
             self.network.requires_grad_(False)
-        self._slots = find_slots(self.network, self.generated)
-        self.lock = threading.RLock()  # held while settings' tensors stand in the network
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the lock, so that copies and worker processes get one of their own."""
-        state = self.__dict__.copy()
-        del state["lock"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """See `__getstate__`."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.lock = threading.RLock()
+        self.kernel = Kernel(self.network, self.generated, self._tensor, mapping=mapping)
 
     def extra_repr(self) -> str:
         """Sizes and switches, in one line."""
@@ -166,23 +150,35 @@ class HyperNetwork(nn.Module):
         return cast(Rule, self.rules[_key(name)])
 
     def numbers(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S numbers"]]:
-        """What the rules read, by parameter name: for each setting the numbers that make its tensor."""
-        parts = self.heads(self.trunk(self.encoded(units))).split([self.rule(n).size for n in self.generated], -1)
+        """What the rules read, by parameter name: for each setting the numbers that make its tensor.
+
+        They are computed in the network's own precision, also under autocast: settings differ by little.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            together = self.heads(self.trunk(self.encoded(units)))
+        parts = together.split([self.rule(name).size for name in self.generated], -1)
         return dict(zip(self.generated, parts, strict=True))
+
+    def configs(self, units: Float[Tensor, "S d"]) -> dict[str, Num[Tensor, "S"]]:
+        """Native values at units, by name, on the hypernetwork's device; floats in its type."""
+        decoded = self.space.decode(units).items()
+        return {n: v.to(self.device, self.dtype) if v.is_floating_point() else v.to(self.device) for n, v in decoded}
+
+    def settings(self, units: Float[Tensor, "S d"]) -> Setting:
+        """Settings as the kernel takes them."""
+        return Setting(self.numbers(units), self.configs(units))
 
     def effective(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S ..."]]:
         """theta(u) formed in full, by name in the primary network, for generated and shared parameters alike."""
-
-        def form(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: plain(tensor) for name, tensor in self._tensors(numbers).items()}
-
-        with self.lock:  # no other thread may have its tensors in the network
-            formed = vmap(form)(self.numbers(units))
-            shared = {
-                name: parameter.expand(len(units), *parameter.shape)
-                for name, parameter in self.network.named_parameters()
-                if name not in formed
-            }
+        with self.kernel.lock:  # no other thread may have its tensors in the network
+            own = dict(self.network.named_parameters())
+        numbers = self.numbers(units)
+        rows = [
+            {name: plain(self._tensor(name, own[name], part[index])) for name, part in numbers.items()}
+            for index in range(len(units))
+        ]
+        formed = {name: torch.stack([row[name] for row in rows]) for name in numbers} if rows else {}
+        shared = {name: p.expand(len(units), *p.shape) for name, p in own.items() if name not in numbers}
         return formed | shared
 
     def forward(
@@ -192,6 +188,7 @@ class HyperNetwork(nn.Module):
         data: Any,
         *,
         split: bool,
+        execution: Execution | None = None,
         reads: set[str] | None = None,
     ) -> Any:
         """`function(model, data, config)` at every setting: its result with the axis S in front.
@@ -204,35 +201,41 @@ class HyperNetwork(nn.Module):
             data: A tree of tensors; with `split` each has the axis S in front and every setting gets its own part,
                 otherwise every setting gets all of it.
             split: See `data`.
+            execution: How settings are run; None is what `mapping` says.
             reads: Collects the names that the function, or a layer that it ran, looked up in its config.
 
         Raises:
-            NetworkError: If an operation of the network, loss or metric cannot run under vmap.
+            NetworkError: If an operation of the network, loss or metric cannot run under a mapping that was asked for.
         """
-        numbers = self.numbers(units)
-        configs = {
-            name: value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
-            for name, value in self.space.decode(units).items()
-        }
+        own = self.settings(units)
+        return self.kernel.run(function, own, data, split=split, execution=execution, reads=reads)
 
-        def one(numbers: dict[str, Tensor], configs: dict[str, Tensor], data: Any) -> Any:
-            config = ActiveConfig(configs, reads)
-            with active(config), in_place(self._slots, self._tensors(numbers)):
-                return function(self.network, data, config)
+    def weighted(
+        self,
+        function: Function,
+        units: Float[Tensor, "S d"],
+        data: Any,
+        *,
+        split: bool,
+        weigh: Weigh,
+        execution: Execution | None = None,
+        reads: set[str] | None = None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "S"]]:
+        """Sum over settings of weights x losses, to call `backward` on once, and the losses without history.
 
-        with self.lock, attention_for_many_settings(self.device):
-            if self.mapping == "loop":
-                return loop(one, len(units), numbers, configs, data, split=split)
-            try:
-                mapped = vmap(one, in_dims=(0, 0, 0 if split else None), randomness="different")
-                return mapped(numbers, configs, data)
-            except (RuntimeError, NotImplementedError) as error:
-                if not about_vmap(error):
-                    raise
-                raise NetworkError(
-                    f"The primary network, loss or metric cannot run for many settings at once: {error}"
-                    ' Avoid that operation, or pass HyperNetwork(..., mapping="loop"), which is slower.'
-                ) from error
+        This is how training runs: where settings run one after another, each one's backward pass is inside.
+
+        Args:
+            function: A loss, written for one setting.
+            units: See `forward`.
+            data: See `forward`.
+            split: See `forward`.
+            weigh: From losses (n,) of some of the settings, and the slice that these are, to their weights (n,).
+            execution: See `forward`.
+            reads: See `forward`.
+        """
+        own = self.settings(units)
+        return self.kernel.weighted(function, own, data, split=split, weigh=weigh, execution=execution, reads=reads)
 
     def _heads(self) -> nn.Linear:
         """The linear maps of all rules, one below the other, so that a step computes them at once."""
@@ -243,9 +246,8 @@ class HyperNetwork(nn.Module):
             self.rule(name).initialize(rows)
         return heads
 
-    def _tensors(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-        theta_0 = {slot.name: slot.tensor for slot in self._slots}
-        return {name: self.rule(name).tensor(theta_0[name], part) for name, part in numbers.items()}
+    def _tensor(self, name: str, theta_0: Tensor, value: Tensor) -> Tensor:
+        return self.rule(name).tensor(theta_0, value)
 
 
 def _key(name: str) -> str:
@@ -276,7 +278,7 @@ def _check_options(trunk: Sequence[int], encoding: str, mapping: str, batch_norm
         raise NetworkError(f"`trunk` must be a non-empty sequence of positive widths, but got {trunk!r}.")
     for name, value, allowed in (
         ("encoding", encoding, ("mip", "none")),
-        ("mapping", mapping, ("vmap", "loop")),
+        ("mapping", mapping, ("auto", "vmap", "loop")),
         ("batch_norm", batch_norm, ("batch_statistics", "refuse")),
     ):
         if value not in allowed:

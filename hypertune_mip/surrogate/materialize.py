@@ -20,7 +20,7 @@ from hypertune_mip.space import Config
 def materialize(hypernet: HyperNetwork, config: Config, recalibrate: Iterable[Any] | None) -> nn.Module:
     """See `Surrogate.materialize`."""
     units = hypernet.space.to_unit(config)
-    with hypernet.lock:
+    with hypernet.kernel.lock:
         network = hypertune_nn.resolve(hypernet.network, dict(config))
     with torch.no_grad():
         tensors = hypernet.effective(units)

@@ -29,7 +29,7 @@ def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[
         "encoding": hypernet.encoding,
         "residual": hypernet.residual,
         "freeze_theta_0": hypernet.freeze_theta_0,
-        "mapping": hypernet.mapping,
+        "mapping": hypernet.kernel.mapping,
         "generated": hypernet.generated,
         "shapes": _shapes(hypernet.network),
         "bindings": bindings(hypernet.network),

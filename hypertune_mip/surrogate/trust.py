@@ -85,21 +85,17 @@ def make_report(
 
 def unused_hyperparameters(hypernet: HyperNetwork, loss: Loss, loader: Iterable[Any]) -> tuple[str, ...]:
     """Those on whose value the loss does not depend, at a few settings and one batch."""
-    space, device = hypernet.space, hypernet.device
-    units = space.sample(_PROBES)
+    device = hypernet.device
+    units = hypernet.space.sample(_PROBES)
     with torch.no_grad(), forked_random_state(device):
         weights = hypernet.effective(units)
         batch = to_device(next(iter(loader)), device)
 
-    def configs(at: Tensor) -> dict[str, Tensor]:
-        decoded = space.decode(at).items()
-        return {n: v.to(device, hypernet.dtype) if v.is_floating_point() else v.to(device) for n, v in decoded}
-
-    with hypernet.lock:
+    with hypernet.kernel.lock:
         network = copy.deepcopy(hypernet.network).requires_grad_(True)
-    group = Group(network, [network] * _PROBES, configs(units), hypernet.mapping)
+    group = Group(network, [network] * _PROBES, hypernet.configs(units), hypernet.kernel.mapping)
     group.weights = weights
-    return unused(group, loss, batch, others=configs((units + 0.5) % 1.0))
+    return unused(group, loss, batch, others=hypernet.configs((units + 0.5) % 1.0))
 
 
 def calibrated(

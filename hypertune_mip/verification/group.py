@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn.modules.batchnorm import _NormBase
 
-from hypertune_mip.functional import ActiveConfig, active
-from hypertune_mip.functional.placement import attention_for_many_settings, find_slots, in_place, loop
+from hypertune_mip.execution import Kernel, Mode, Setting
 from hypertune_mip.training import Loss
 from hypertune_mip.training.options import OptimizerFactory
 from hypertune_mip.training.randomness import forked_random_state, set_seed
@@ -31,7 +29,7 @@ class Group:
         network: The architecture, with what is not trained, on its device; its trainable parameters are not used.
         starts: A network to start from for each setting.
         configs: Native values as tensors (S,), by name.
-        mapping: "vmap" runs all at once, "loop" one after another.
+        mapping: As in `Kernel`.
     """
 
     def __init__(
@@ -39,26 +37,33 @@ class Group:
         network: nn.Module,
         starts: Sequence[nn.Module],
         configs: Mapping[str, Tensor],
-        mapping: Literal["vmap", "loop"],
+        mapping: Mode,
     ) -> None:
         """See the class."""
         self.network = network
         self.configs = dict(configs)
-        self.mapping = mapping
         self.size = len(starts)
-        device = next(network.parameters()).device
+        self.device = next(network.parameters()).device
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.weights = {
-            name: torch.stack([start.get_parameter(name).detach() for start in starts]).to(device).requires_grad_()
+            name: torch.stack([start.get_parameter(name).detach() for start in starts]).to(self.device).requires_grad_()
             for name in names
         }
-        self._slots = find_slots(network, names)
-        self.device = device
+        self._kernel = Kernel(network, names, _given, mapping=mapping)
 
+    def backward(self, loss: Loss, batch: Any) -> Float[Tensor, "S"]:
+        """Add the gradients of each network's loss on one batch, in training mode; the losses."""
+        self.network.train()
+        own = Setting(self.weights, self.configs)
+        total, losses = self._kernel.weighted(loss, own, batch, split=False, weigh=_one_for_each)
+        total.backward()
+        return losses
+
+    @torch.no_grad()
     def losses(self, loss: Loss, batch: Any) -> Float[Tensor, "S"]:
         """The loss of each network on one batch, in training mode."""
         self.network.train()
-        result: Tensor = self._run(loss, batch)
+        result: Tensor = self._kernel.run(loss, Setting(self.weights, self.configs), batch, split=False)
         return result
 
     @torch.no_grad()
@@ -67,19 +72,21 @@ class Group:
     ) -> dict[str, Float[Tensor, "S"]]:
         """The metrics of each network on one batch, in evaluation mode, by name."""
         self.network.eval()
-        values: dict[str, Tensor] = self._run(lambda model, batch, _: metric(model, batch), batch)
+
+        def function(model: nn.Module, batch: Any, config: Any) -> Any:
+            return metric(model, batch)
+
+        values: dict[str, Tensor] = self._kernel.run(function, Setting(self.weights, self.configs), batch, split=False)
         return values
 
-    def _run(self, function: Callable[..., Any], batch: Any) -> Any:
-        def one(weights: dict[str, Tensor], configs: dict[str, Tensor], data: Any) -> Any:
-            config = ActiveConfig(configs)
-            with active(config), in_place(self._slots, weights):
-                return function(self.network, data, config)
 
-        with attention_for_many_settings(self.device):
-            if self.mapping == "loop":
-                return loop(one, self.size, self.weights, self.configs, batch, split=False)
-            return vmap(one, in_dims=(0, 0, None), randomness="different")(self.weights, self.configs, batch)
+def _given(name: str, theta_0: Tensor, value: Tensor) -> Tensor:
+    """A network's own tensor is its setting's value."""
+    return value
+
+
+def _one_for_each(losses: Tensor, rows: slice) -> Tensor:
+    return torch.ones_like(losses)
 
 
 def can_be_stacked(network: nn.Module, optimizer: OptimizerFactory) -> bool:

@@ -20,9 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hypertune_mip.errors import DataError, HypertuneWarning, StorageError
+from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError, StorageError
 from hypertune_mip.evaluation import Metric, ValidationData, mean_over_batches, named_scalars, to_device
-from hypertune_mip.functional.placement import about_vmap
 from hypertune_mip.nn import resolve
 from hypertune_mip.space import Config, SearchSpace, Value
 from hypertune_mip.storage import load_tree, save_tree
@@ -268,9 +267,7 @@ class Truth:
         if self._stacked and len(configs) > 1:
             try:
                 return self._measured(self._trained(configs, seed, starts, "vmap"), configs)
-            except (RuntimeError, NotImplementedError) as error:
-                if not about_vmap(error):
-                    raise
+            except NetworkError:  # vmap cannot serve the network, loss or metric
                 self._stacked = False
         return [
             self._measured(self._trained([config], seed, [start], "loop"), [config])[0]
@@ -307,7 +304,7 @@ class Truth:
                 set_seed(seed * _SEED_STRIDE + epoch, self.train_loader, self.device)
                 for batch in self.train_loader:
                     optimizer.zero_grad(set_to_none=True)
-                    group.losses(self.loss, to_device(batch, self.device)).sum().backward()
+                    group.backward(self.loss, to_device(batch, self.device))
                     optimizer.step()
                     if schedule is not None:
                         schedule.step()

@@ -1,0 +1,240 @@
+"""The kernel: a function of (network, batch, config) at many settings, whatever the settings' tensors are made from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from hypertune_mip.errors import NetworkError
+from hypertune_mip.execution import sequential, vectorised
+from hypertune_mip.execution.sequential import Setting, Tensors, Weigh, Work
+from hypertune_mip.execution.swap import Swap, random_state, set_random_state
+from hypertune_mip.functional import ActiveConfig, plain
+
+Function = Callable[[nn.Module, Any, ActiveConfig], Any]
+"""Of (network at one setting, data of that setting, config): a loss, or a metric behind an adapter."""
+Mode = Literal["auto", "vmap", "loop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How settings are run; all ways give the same numbers up to rounding.
+
+    Args:
+        mapping: "vmap", all settings at once, or "loop", one after another.
+        formed: Names of the parameters whose tensors are made; layers of the others run by their factors.
+    """
+
+    mapping: Literal["vmap", "loop"]
+    formed: frozenset[str] = frozenset()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: `Execution.from_json(e.to_json()) == e`."""
+        return {"mapping": self.mapping, "formed": sorted(self.formed)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Execution:
+        """See `to_json`."""
+        return cls(mapping=values["mapping"], formed=frozenset(values["formed"]))
+
+
+class MakeTensor(Protocol):
+    """One setting's tensor, plain or structured, of a parameter."""
+
+    def __call__(self, name: str, theta_0: Tensor, value: Tensor) -> Tensor:
+        """From the parameter's name, what it is in the network itself, and the setting's value for it."""
+
+
+class Kernel:
+    """Runs functions of a network at many settings.
+
+    Args:
+        network: Whose parameters are replaced while a function runs.
+        names: Of the parameters that depend on the setting.
+        tensor: Makes one of them.
+        mapping: "vmap" or "loop" for all that runs; "auto" leaves it to each call, and falls back to "loop" where vmap
+            cannot serve the network or the function.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], tensor: MakeTensor, *, mapping: Mode) -> None:
+        """See the class."""
+        self.network = network
+        self.names = tuple(names)
+        self.mapping = mapping
+        self._tensor = tensor
+        self._swap = Swap(network)
+        recurrent = {id(p) for m in network.modules() if isinstance(m, nn.RNNBase) for p in m.parameters()}
+        self._recurrent = frozenset(n for n, p in network.named_parameters() if id(p) in recurrent)
+        self._create_transient()
+
+    def _create_transient(self) -> None:
+        self.lock = threading.RLock()  # held while settings' tensors stand in the network
+        self._unmapped: WeakSet[Any] = WeakSet()  # functions that vmap cannot serve
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the lock, so that copies and worker processes have one of their own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("lock", "_unmapped")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__getstate__`."""
+        self.__dict__.update(state)
+        self._create_transient()
+
+    def __repr__(self) -> str:
+        """How many parameters depend on the setting, and how settings are run."""
+        return f"Kernel({type(self.network).__name__}, {len(self.names)} tensors, mapping={self.mapping!r})"
+
+    @property
+    def factored(self) -> Execution:
+        """All settings at once, no tensor formed."""
+        return Execution(mapping="vmap")
+
+    @property
+    def formed(self) -> Execution:
+        """One setting after another, all tensors formed."""
+        return Execution(mapping="loop", formed=frozenset(self.names))
+
+    def run(
+        self,
+        function: Function,
+        own: Setting,
+        data: Any,
+        *,
+        split: bool,
+        execution: Execution | None = None,
+        reads: set[str] | None = None,
+    ) -> Any:
+        """`function(network, data, config)` at every setting: its result with the axis S in front, differentiable.
+
+        Args:
+            function: Written for one setting; returns a tensor or a tree of tensors.
+            own: The settings.
+            data: A tree of tensors; with `split` each has the axis S in front and every setting gets its own part,
+                otherwise every setting gets all of it.
+            split: See `data`.
+            execution: How; None is what `mapping` says, "auto" being as "vmap".
+            reads: Collects the names that the function, or a layer that it ran, looked up in its config.
+
+        Raises:
+            NetworkError: If vmap was asked for and cannot serve the network or function, naming the layer.
+        """
+
+        def at_once(work: Work, parameters: Tensors) -> Any:
+            def one(own: Setting, data: Any) -> Any:
+                return work.result(parameters, own, data)
+
+            return vectorised.run(one, own, data, split=split)
+
+        def in_turn(work: Work, parameters: Tensors) -> Any:
+            return sequential.run(work, parameters, own, data, split=split)
+
+        return self._either(function, execution, reads, at_once, in_turn)
+
+    def weighted(
+        self,
+        function: Function,
+        own: Setting,
+        data: Any,
+        *,
+        split: bool,
+        weigh: Weigh,
+        execution: Execution | None = None,
+        reads: set[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sum over settings of weights x losses, 0-d, to call `backward` on once, and the losses (S,) as numbers.
+
+        Args:
+            function: A loss; otherwise as in `run`, as are the arguments that are not listed.
+            own: See `run`.
+            data: See `run`.
+            split: See `run`.
+            weigh: From losses (n,) of some of the settings, and the slice that these are, to their weights (n,).
+            execution: See `run`.
+            reads: See `run`.
+
+        Raises:
+            NetworkError: As in `run`.
+        """
+
+        def at_once(work: Work, parameters: Tensors) -> tuple[Tensor, Tensor]:
+            def one(own: Setting, data: Any) -> Any:
+                return work.result(parameters, own, data)
+
+            losses = vectorised.run(one, own, data, split=split)
+            numbers = losses.detach()
+            weights = weigh(numbers, slice(0, len(numbers)))
+            return (losses * weights.to(losses.dtype)).sum(), numbers
+
+        def in_turn(work: Work, parameters: Tensors) -> tuple[Tensor, Tensor]:
+            return sequential.weighted(work, parameters, own, data, split=split, weigh=weigh)
+
+        result: tuple[Tensor, Tensor] = self._either(function, execution, reads, at_once, in_turn)
+        return result
+
+    def _either(
+        self,
+        function: Function,
+        execution: Execution | None,
+        reads: set[str] | None,
+        at_once: Callable[[Work, Tensors], Any],
+        in_turn: Callable[[Work, Tensors], Any],
+    ) -> Any:
+        """The work done in the way that is asked for, or that is left."""
+        if execution is None:
+            execution = self.formed if self.mapping == "loop" else self.factored
+        key = getattr(function, "__func__", function)
+        with self.lock:
+            parameters = self._swap.parameters()
+            if execution.mapping == "vmap" and key not in self._unmapped:
+                state = random_state(next(iter(parameters.values())).device)
+                try:
+                    return at_once(self._work(function, execution.formed, reads), parameters)
+                except (RuntimeError, NotImplementedError, NetworkError) as error:
+                    if not vectorised.is_about_vmap(error):
+                        raise
+                    if self.mapping == "vmap":
+                        raise NetworkError(
+                            f"{self._culprit(error)} cannot run for many settings at once: {error}"
+                            ' Avoid that operation, or pass HyperNetwork(..., mapping="loop").'
+                        ) from error
+                self._unmapped.add(key)
+                set_random_state(state, next(iter(parameters.values())).device)
+                execution = self.formed
+            return in_turn(self._work(function, execution.formed, reads), parameters)
+
+    def _work(self, function: Function, formed: frozenset[str], reads: set[str] | None) -> Work:
+        formed = formed | self._recurrent
+
+        def make(parameters: Tensors, values: Tensors) -> Tensors:
+            kind = next(iter(values.values())).device.type
+            with torch.autocast(kind, enabled=False):  # a setting's weights keep the precision of theta_0
+                tensors = {name: self._tensor(name, parameters[name], value) for name, value in values.items()}
+                return {name: plain(tensor) if name in formed else tensor for name, tensor in tensors.items()}
+
+        @contextmanager
+        def place(tensors: Tensors, configs: Tensors) -> Iterator[ActiveConfig]:
+            config = ActiveConfig(configs, reads)
+            with self._swap(tensors, config):
+                yield config
+
+        return Work(make, place, lambda config, data: function(self.network, data, config))
+
+    def _culprit(self, error: Exception) -> str:
+        """The layer in whose forward pass an error was raised, for a message."""
+        names = {id(module): name for name, module in self.network.named_modules()}
+        found, trace, called = "The network, loss or metric", error.__traceback__, ""
+        while trace is not None:
+            module = trace.tb_frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and id(module) in names:
+                found, called = f"Layer '{names[id(module)]}' ({type(module).__name__})", ""
+            elif trace.tb_frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+                called = " under torch.utils.checkpoint"
+            trace = trace.tb_next
+        return found + called

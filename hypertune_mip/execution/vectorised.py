@@ -1,0 +1,158 @@
+"""All settings at once, by `torch.func.vmap`, with the few functions that vmap alone would run badly or wrongly.
+
+Attention: under vmap torch's backends for `scaled_dot_product_attention` have no rule (CPU), raise in their backward pass
+(memory-efficient) or give wrong gradients (cuDNN). Here settings are folded into the batch axis and the function runs
+once, outside of vmap, on whatever backend torch picks, with its memory. Linear maps: torch would copy a weight of each
+setting for all leading axes of the input; here those axes are one.
+
+All of it is a mode of this thread: no switch of the process is touched.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
+
+from hypertune_mip.errors import NetworkError
+from hypertune_mip.functional import StructuredWeight
+
+_ATTENTION = F.scaled_dot_product_attention
+
+
+def run(function: Callable[..., Any], own: Any, data: Any, *, split: bool) -> Any:
+    """`function(own, data)` at all settings: its result with the axis S in front.
+
+    Args:
+        function: Of one setting.
+        own: A tree of tensors with the axis S in front.
+        data: A tree of tensors, with the axis S in front if `split`, else for all settings.
+        split: See `data`.
+
+    Raises:
+        NetworkError: If activations are checkpointed while gradients are on: the backward pass would recompute them
+            from other weights.
+        RuntimeError: If vmap cannot serve an operation; see `is_about_vmap`.
+    """
+
+    def one(own: Any, data: Any) -> Any:
+        with _Mapped():
+            return function(own, data)
+
+    return vmap(one, in_dims=(0, 0 if split else None), randomness="different")(own, data)
+
+
+def is_about_vmap(error: Exception) -> bool:
+    """Whether an error says that vmap cannot serve an operation."""
+    text = str(error)
+    signs = ("vmap", "batching rule", "functorch", "BatchedTensor", "Cannot access data pointer of Tensor")
+    return isinstance(error, Recomputes) or any(sign.lower() in text.lower() for sign in signs)
+
+
+class Recomputes(NetworkError):
+    """A network checkpoints its activations, which cannot be mapped."""
+
+
+class _Mapped(TorchFunctionMode):
+    """Sends functions to versions that map well; the rest runs as it is."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if _recomputes():
+            raise Recomputes(
+                "A block of the network runs under torch.utils.checkpoint, whose backward pass cannot be mapped over"
+                ' settings. Use HyperNetwork(..., mapping="loop"), or drop the checkpoint.'
+            )
+        if func is _ATTENTION:
+            return _attention(*args, **options)
+        if func is F.linear:
+            return _linear(*args, **options)
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _without_asking(func)(*args, **options)
+        return func(*args, **options)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if isinstance(weight, StructuredWeight) or input.ndim <= 2 or not is_batchedtensor(weight):
+        return F.linear(input, weight, bias)
+    return F.linear(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+    inputs = [query, key, value] if attn_mask is None else [query, key, value, attn_mask]
+    if not any(map(is_batchedtensor, inputs)):
+        return _ATTENTION(query, key, value, attn_mask, *rest, **options)
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # as autocast itself would, which does not see what is folded
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = (t.to(dtype) for t in (query, key, value))
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(dtype)
+    result: Tensor = _Folded.apply((rest, options), query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Folded(torch.autograd.Function):
+    """Attention whose mapped axis becomes part of the batch axis; only its rule for vmap is ever used."""
+
+    @staticmethod
+    def forward(call: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        raise AssertionError("attention runs outside of the map")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        raise AssertionError("attention runs outside of the map")
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: tuple[int | None, ...], call: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, int]:
+        rest, options = call
+        size, dims = info.batch_size, in_dims[1:]
+        axes = max(t.ndim - (d is not None) for t, d in zip((query, key, value), dims, strict=False))
+        query, key, value = (_fold(t, d, size, axes) for t, d in zip((query, key, value), dims, strict=False))
+        if mask is not None:
+            own = mask.ndim - (dims[3] is not None)
+            if dims[3] is not None or (own == axes and axes > 2 and mask.shape[0] > 1):
+                mask = _fold(mask, dims[3], size, axes)
+        result = _ATTENTION(query, key, value, mask, *rest, **options)
+        return (result.unflatten(0, (size, -1)) if axes > 2 else result), 0
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int, axes: int) -> Tensor:
+    """A tensor of `axes` axes for each of `size` settings, the settings in the first of the axes (or before two)."""
+    lead = tensor.movedim(dim, 0) if dim is not None else tensor.expand(size, *tensor.shape)
+    while lead.ndim <= axes:
+        lead = lead.unsqueeze(1)
+    return lead.flatten(0, 1) if axes > 2 else lead
+
+
+def _recomputes() -> bool:
+    """Whether the block that runs is one of `torch.utils.checkpoint`, with gradients on."""
+    hooks = _top_hooks(True) if torch.is_grad_enabled() else None
+    return hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", "")
+
+
+_top_hooks: Callable[[bool], Any] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: None
+)
+
+
+def _without_asking(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch that does not look for overrides of itself, so that those of what it calls count."""
+    asked = {name: _no for name in function.__globals__ if name.startswith("has_torch_function")}
+    return types.FunctionType(function.__code__, function.__globals__ | asked, None, function.__defaults__)
+
+
+def _no(*arguments: Any) -> bool:
+    return False
