@@ -1,6 +1,7 @@
 """The kernel: the one place that runs functions of a network at many settings."""
 
-from hypertune_mip.execution.kernel import Execution, Function, Kernel, Mode
-from hypertune_mip.execution.sequential import Setting
+from hypertune_mip.execution.choice import FACTORED, FORMED, Execution
+from hypertune_mip.execution.kernel import Function, Kernel, Mode
+from hypertune_mip.execution.sequential import Setting, Weigh
 
-__all__ = ["Execution", "Function", "Kernel", "Mode", "Setting"]
+__all__ = ["FACTORED", "FORMED", "Execution", "Function", "Kernel", "Mode", "Setting", "Weigh"]

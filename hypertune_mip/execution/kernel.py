@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from weakref import WeakSet
 
@@ -14,35 +13,14 @@ from torch import Tensor, nn
 
 from hypertune_mip.errors import NetworkError
 from hypertune_mip.execution import sequential, vectorised
+from hypertune_mip.execution.choice import FACTORED, FORMED, Execution
 from hypertune_mip.execution.sequential import Setting, Tensors, Weigh, Work
 from hypertune_mip.execution.swap import Swap, random_state, set_random_state
-from hypertune_mip.functional import ActiveConfig, plain
+from hypertune_mip.functional import ActiveConfig, StructuredWeight, plain
 
 Function = Callable[[nn.Module, Any, ActiveConfig], Any]
 """Of (network at one setting, data of that setting, config): a loss, or a metric behind an adapter."""
 Mode = Literal["auto", "vmap", "loop"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How settings are run; all ways give the same numbers up to rounding.
-
-    Args:
-        mapping: "vmap", all settings at once, or "loop", one after another.
-        formed: Names of the parameters whose tensors are made; layers of the others run by their factors.
-    """
-
-    mapping: Literal["vmap", "loop"]
-    formed: frozenset[str] = frozenset()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values: `Execution.from_json(e.to_json()) == e`."""
-        return {"mapping": self.mapping, "formed": sorted(self.formed)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Execution:
-        """See `to_json`."""
-        return cls(mapping=values["mapping"], formed=frozenset(values["formed"]))
 
 
 class MakeTensor(Protocol):
@@ -72,6 +50,7 @@ class Kernel:
         self._swap = Swap(network)
         recurrent = {id(p) for m in network.modules() if isinstance(m, nn.RNNBase) for p in m.parameters()}
         self._recurrent = frozenset(n for n, p in network.named_parameters() if id(p) in recurrent)
+        self._formed: dict[Execution, set[str]] = {}
         self._create_transient()
 
     def _create_transient(self) -> None:
@@ -90,16 +69,6 @@ class Kernel:
     def __repr__(self) -> str:
         """How many parameters depend on the setting, and how settings are run."""
         return f"Kernel({type(self.network).__name__}, {len(self.names)} tensors, mapping={self.mapping!r})"
-
-    @property
-    def factored(self) -> Execution:
-        """All settings at once, no tensor formed."""
-        return Execution(mapping="vmap")
-
-    @property
-    def formed(self) -> Execution:
-        """One setting after another, all tensors formed."""
-        return Execution(mapping="loop", formed=frozenset(self.names))
 
     def run(
         self,
@@ -178,6 +147,17 @@ class Kernel:
         result: tuple[Tensor, Tensor] = self._either(function, execution, reads, at_once, in_turn)
         return result
 
+    def structured(self, own: Setting) -> frozenset[str]:
+        """Names of the parameters whose layers have a choice: their tensors of a setting are structured."""
+        with self.lock, torch.no_grad():
+            parameters, values = self._swap.parameters(), own.at(0).values
+            return frozenset(
+                name
+                for name, value in values.items()
+                if name not in self._recurrent
+                and isinstance(self._tensor(name, parameters[name], value), StructuredWeight)
+            )
+
     def _either(
         self,
         function: Function,
@@ -188,14 +168,14 @@ class Kernel:
     ) -> Any:
         """The work done in the way that is asked for, or that is left."""
         if execution is None:
-            execution = self.formed if self.mapping == "loop" else self.factored
+            execution = FORMED if self.mapping == "loop" else FACTORED
         key = getattr(function, "__func__", function)
         with self.lock:
             parameters = self._swap.parameters()
             if execution.mapping == "vmap" and key not in self._unmapped:
                 state = random_state(next(iter(parameters.values())).device)
                 try:
-                    return at_once(self._work(function, execution.formed, reads), parameters)
+                    return at_once(self._work(function, execution, reads), parameters)
                 except (RuntimeError, NotImplementedError, NetworkError) as error:
                     if not vectorised.is_about_vmap(error):
                         raise
@@ -206,11 +186,14 @@ class Kernel:
                         ) from error
                 self._unmapped.add(key)
                 set_random_state(state, next(iter(parameters.values())).device)
-                execution = self.formed
-            return in_turn(self._work(function, execution.formed, reads), parameters)
+                execution = FORMED
+            return in_turn(self._work(function, execution, reads), parameters)
 
-    def _work(self, function: Function, formed: frozenset[str], reads: set[str] | None) -> Work:
-        formed = formed | self._recurrent
+    def _work(self, function: Function, execution: Execution, reads: set[str] | None) -> Work:
+        formed = self._formed.get(execution)
+        if formed is None:
+            formed = {name for name in self.names if name in self._recurrent or execution.forms(name)}
+            self._formed[execution] = formed
 
         def make(parameters: Tensors, values: Tensors) -> Tensors:
             kind = next(iter(values.values())).device.type

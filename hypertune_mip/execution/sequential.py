@@ -159,7 +159,7 @@ class _Known(torch.autograd.Function):
         return total.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         known, ctx.known = ctx.known, None  # they are scaled in place, so once
         torch._foreach_mul_([gradient for gradient in known if gradient is not None], upstream)
         return None, None, *known

@@ -88,17 +88,20 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return F.linear(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
+) -> Tensor:
     inputs = [query, key, value] if attn_mask is None else [query, key, value, attn_mask]
     if not any(map(is_batchedtensor, inputs)):
-        return _ATTENTION(query, key, value, attn_mask, *rest, **options)
+        result: Tensor = _ATTENTION(query, key, value, attn_mask, *rest, **options)
+        return result
     device = query.device.type
     if torch.is_autocast_enabled(device):  # as autocast itself would, which does not see what is folded
         dtype = torch.get_autocast_dtype(device)
         query, key, value = (t.to(dtype) for t in (query, key, value))
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(dtype)
-    result: Tensor = _Folded.apply((rest, options), query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    result = _Folded.apply((rest, options), query, key, value, attn_mask)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -114,8 +117,14 @@ class _Folded(torch.autograd.Function):
         raise AssertionError("attention runs outside of the map")
 
     @staticmethod
-    def vmap(  # type: ignore[override]
-        info: Any, in_dims: tuple[int | None, ...], call: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        call: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
     ) -> tuple[Tensor, int]:
         rest, options = call
         size, dims = info.batch_size, in_dims[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +107,7 @@ class _Run:
         self.options = options
         self.evaluator = evaluator
         self.strategy = strategy
-        self.step = TrainingStep(hypernet, loss)
+        self.step = TrainingStep(hypernet, loss, options.precision)
         self.prepared = strategy.prepare(self.step)
         self.size = sum(parameter.numel() for parameter in hypernet.network.parameters())
         self.stream = SettingsStream(
@@ -163,17 +163,12 @@ class _Run:
         for batch, share, last in grouped(self.loader, self.options.accumulate):
             progress = self._progress(epoch, steps)
             with nullcontext() if last else self.strategy.apart(self.prepared):
-                units, losses = self._losses(to_device(batch, device))
-                everywhere = self.strategy.gather(
-                    torch.cat([units.to(device), losses.detach().to(units.dtype).unsqueeze(1)], 1)
-                )
-                seen = everywhere[:, :-1], everywhere[:, -1]
-                unchecked.append(seen)
-                batches += 1
-                if batches % check_every == 0:
-                    self._check_finite(unchecked, good, epoch)
-                    bar.set_postfix(epoch=epoch, loss=f"{float(losses.detach().mean()):.4g}", refresh=False)
-                self._backward(losses, *seen, progress=progress, share=share)
+                seen = self._step(batch, progress=progress, share=share)
+            unchecked.append(seen)
+            batches += 1
+            if batches % check_every == 0:
+                self._check_finite(unchecked, good, epoch)
+                bar.set_postfix(epoch=epoch, loss=f"{float(seen[1].mean()):.4g}", refresh=False)
             total += seen[1].mean()
             if last:
                 self._update(progress)
@@ -193,8 +188,8 @@ class _Run:
             "seconds": time.perf_counter() - start,
         }
 
-    def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The settings of this step, and the loss at each."""
+    def _step(self, batch: Any, *, progress: float, share: float) -> tuple[Tensor, Tensor]:
+        """Add this batch's share to the gradients; settings and losses of all workers."""
         size = batch_size(batch)
         self.largest_batch = max(self.largest_batch, size)
         options = self.options
@@ -204,16 +199,23 @@ class _Run:
         if split and size < self.largest_batch:
             count = min(count, size)  # an epoch's last batch may be smaller
         units = self.stream.draw(count)
-        with _autocast(self.hypernet.device, self.options.precision):
-            losses = self.prepared(units, batch, split)
-        return units, losses if losses.dtype == torch.float64 else losses.float()
+        device = self.hypernet.device
+        encoded = self.hypernet.encoded(units).detach()
+        settings = count * self.strategy.world_size
 
-    def _backward(self, losses: Tensor, units: Tensor, everywhere: Tensor, *, progress: float, share: float) -> None:
-        """Add this batch's share to the gradients: own losses, weighted among the units and losses of all workers."""
-        weights = self.weights(everywhere, self.hypernet.encoded(units), progress=progress).to(losses.dtype)
-        own = weights.chunk(self.strategy.world_size)[self.strategy.rank]
-        total = (losses * own).sum() * self.strategy.world_size  # gradients are the mean over workers
-        self.scaler.scale(total * share).backward()
+        # gradients are the mean over workers; in float16 they are scaled from the loss on
+        factor = self.scaler.scale(torch.full((), share * self.strategy.world_size, device=device))
+
+        def weigh(losses: Tensor, rows: slice) -> Tensor:
+            return factor * self.weights(losses, encoded[rows], progress=progress, settings=settings)
+
+        total, losses = self.prepared(units, to_device(batch, device), split, weigh)
+        total.backward()
+        units = units.to(device)
+        everywhere = self.strategy.gather(torch.cat([units, losses.to(units.dtype).unsqueeze(1)], 1))
+        units, losses = everywhere[:, :-1], everywhere[:, -1]
+        self.weights.observe(losses, self.hypernet.encoded(units).detach(), progress=progress)
+        return units, losses
 
     def _update(self, progress: float) -> None:
         """One step of optimiser and schedule."""
@@ -340,9 +342,3 @@ def _validation(evaluator: Evaluator, options: Options) -> Record:
         record[f"validation/{name}/best"] = float(value.min())
         record[f"validation/{name}/mean"] = float(value.mean())
     return record
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, precision))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hypertune_mip.errors import DataError, LossError
 from hypertune_mip.evaluation import batch_size
+from hypertune_mip.execution import Execution, Weigh
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.options import Loss
 
@@ -19,35 +22,56 @@ _OVERHEAD = 2**24  # multiplications, about: a forward pass with fewer takes no 
 
 
 class TrainingStep(nn.Module):
-    """The losses of a step, as one module, so that wrapping it for several devices covers all there is to synchronise.
+    """What a step minimises, as one module, so that wrapping it for several devices covers all there is to synchronise.
 
     Args:
         hypernet: What is trained.
         loss: Written for one setting.
+        precision: In which the loss runs; what the hypernetwork predicts keeps its own.
     """
 
-    def __init__(self, hypernet: HyperNetwork, loss: Loss) -> None:
+    def __init__(self, hypernet: HyperNetwork, loss: Loss, precision: str = "float32") -> None:
         """See the class."""
         super().__init__()
         self.hypernet = hypernet
         self.loss = loss
+        self.precision = precision
         self.reads: set[str] = set()
 
-    def forward(self, units: Float[Tensor, "S d"], batch: Any, split: bool) -> Float[Tensor, "S"]:
-        """The loss at each setting, on its own part of the batch if `split`, else on the whole of it."""
+    def forward(
+        self, units: Float[Tensor, "S d"], batch: Any, split: bool, weigh: Weigh, execution: Execution | None = None
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "S"]]:
+        """Sum of weights x losses, whose gradients are those of the step, and the losses without history.
+
+        Args:
+            units: The settings.
+            batch: Of which each setting has its own part if `split`, else the whole.
+            split: See `batch`.
+            weigh: From losses of some settings, and the slice that these are, to their weights.
+            execution: How settings are run.
+        """
         data = split_batch(batch, len(units)) if split else batch
-        losses: Tensor = self.hypernet(self._scalar, units, data, split=split, reads=self.reads)
-        return losses
+        return self.hypernet.weighted(
+            self._scalar, units, data, split=split, weigh=weigh, execution=execution, reads=self.reads
+        )
 
     def _scalar(self, model: nn.Module, batch: Any, config: Any) -> Tensor:
-        value = self.loss(model, batch, config)
+        with autocast(self.hypernet.device, self.precision):
+            value = self.loss(model, batch, config)
         if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
             shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
             raise LossError(
                 f"The loss must return a 0-d floating-point tensor for one setting, but got {shown}."
                 " Take the mean over the batch."
             )
-        return value
+        return value if value.dtype == torch.float64 else value.float()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """A block in mixed precision, or as it is for "float32"."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
 def split_batch(batch: Any, settings: int) -> Any:

@@ -9,7 +9,11 @@ so the weight uses what a running regression of the log loss on the encoded sett
 
 Settings with a strong penalty must not crush the shared weights before the hypernetwork can tell settings apart: once
 all weights are near zero, no setting's fit gives a gradient any more. So in the first part of training (see `pace`)
-the weight is 1 / loss * (smallest loss / loss)^p with p falling to 0, which lets the settings that can be fitted lead.
+the weight is 1 / loss * (scale / loss)^p with p falling to 0, which lets the settings that can be fitted lead; the scale
+is a running one that keeps the mean weight where it is.
+
+A setting's weight depends on what came before and on its own loss, not on the other settings of its step: each can be
+trained by itself, on one worker or another, before the next one is looked at.
 
 Why not the loss as it is, or 1 / its own value: on small problems with penalties up to crushing ones, both end in a
 network that ignores its input and every hyperparameter (see the decision record on weights).
@@ -31,6 +35,8 @@ _RIDGE = 1e-2
 _OBSERVE = 20  # steps before the regression is used
 _REFIT = 5  # steps between solutions of the regression
 _LEAD_POWER = 4.0  # p at the start
+_LEAD_MEMORY = 0.9  # of the running scale, a step
+_LEAD_LIMIT = 10.0  # times the mean weight: a sudden fall of the loss must not outweigh all that came before
 _FLOOR = 1e-6  # of the average loss: a setting that fits perfectly must not have an infinite weight
 _SMALLEST = 1e-30
 _DECAY = 0.99  # of the one scale that serves losses which can be negative
@@ -56,6 +62,7 @@ class SettingWeights:
             "gram": _RIDGE * torch.eye(size, dtype=torch.float64),
             "moment": torch.zeros(size, dtype=torch.float64),
             "coefficients": torch.zeros(size, dtype=torch.float64),
+            "scale": torch.tensor(math.nan, dtype=torch.float64),  # log of the mean of loss^-p
             "low": torch.tensor(math.inf, dtype=torch.float64),
             "high": torch.tensor(-math.inf, dtype=torch.float64),
             "running": torch.tensor(0.0, dtype=torch.float64),
@@ -64,42 +71,63 @@ class SettingWeights:
 
     @torch.no_grad()
     def __call__(
-        self, losses: Float[Tensor, "S"], encoded: Float[Tensor, "S E"], *, progress: float
+        self, losses: Float[Tensor, "S"], encoded: Float[Tensor, "S E"], *, progress: float, settings: int
     ) -> Float[Tensor, "S"]:
-        """The weights, float64: what to minimise in this step is the sum of weights x losses.
+        """The weights, float64: what to minimise in a step is the sum of weights x losses over all its settings.
 
         Args:
-            losses: Of all settings of the step.
+            losses: Of some or all settings of the step.
             encoded: The settings as the trunk sees them; columns of about unit size serve best.
             progress: Share of training that is over, in [0, 1].
+            settings: How many the step has in all.
         """
         if not self.normalize:
-            return torch.full_like(losses, 1 / len(losses), dtype=torch.float64)
-        return self._weights(losses.double(), encoded.double(), progress)
+            return torch.full_like(losses, 1 / settings, dtype=torch.float64)
+        losses, encoded = losses.double(), encoded.double()
+        state = self._on(losses.device)
+        running = losses.abs() if self.steps == 0 else state["running"]
+        logs = _logs(losses, running)
+        if self.steps < _OBSERVE:
+            expected = logs
+        else:
+            expected = torch.clamp(_inputs(encoded) @ state["coefficients"], state["low"], state["high"])
+        leading = torch.exp(-_LEAD_POWER * lead(progress) * expected - state["scale"]).clamp_max(_LEAD_LIMIT)
+        leading = torch.where(state["scale"].isnan(), torch.ones_like(leading), leading)
+        constant = 1 / running.clamp_min(_SMALLEST)
+        signed = state["signed"] | (losses < 0)
+        return torch.where(signed, constant, leading / expected.exp()) / settings
 
-    def _weights(self, losses: Tensor, encoded: Tensor, progress: float) -> Tensor:
-        """Weights (S,) such that weights x (predicted) losses sum to 1; nothing here waits for the device."""
-        state = self._state = {name: value.to(losses.device) for name, value in self._state.items()}
+    @torch.no_grad()
+    def observe(self, losses: Float[Tensor, "S"], encoded: Float[Tensor, "S E"], *, progress: float) -> None:
+        """Learn from a whole step; nothing here waits for the device.
+
+        Args:
+            losses: Of all settings of the step, on all workers.
+            encoded: The settings.
+            progress: As in a call.
+        """
+        if not self.normalize:
+            return
+        losses, encoded = losses.double(), encoded.double()
+        state = self._state = self._on(losses.device)
         size = losses.abs().mean()
         running = size if self.steps == 0 else _DECAY * state["running"] + (1 - _DECAY) * size
         state["running"] = running.clamp_min(_SMALLEST)
         state["signed"] = state["signed"] | (losses < 0).any()
-        logs = torch.maximum(losses, _FLOOR * state["running"]).log()
-        inputs = torch.cat([torch.ones_like(encoded[:, :1]), encoded], dim=1)
-        if self.steps < _OBSERVE:
-            expected = logs
-        else:
-            if self.steps % _REFIT == 0:
-                state["coefficients"] = torch.linalg.solve_ex(state["gram"], state["moment"])[0]
-            expected = torch.clamp(inputs @ state["coefficients"], state["low"], state["high"])
+        logs, inputs = _logs(losses, state["running"]), _inputs(encoded)
+        power = torch.logsumexp(-_LEAD_POWER * lead(progress) * logs, 0) - math.log(len(logs))
+        before = torch.where(state["scale"].isnan(), power, state["scale"])
+        state["scale"] = torch.logaddexp(before + math.log(_LEAD_MEMORY), power + math.log(1 - _LEAD_MEMORY))
         state["gram"] = _FORGET * state["gram"] + inputs.T @ inputs
         state["moment"] = _FORGET * state["moment"] + inputs.T @ logs
         state["gram"].diagonal().add_(_RIDGE * (1 - _FORGET))
         state["low"], state["high"] = torch.minimum(state["low"], logs.min()), torch.maximum(state["high"], logs.max())
         self.steps += 1
-        relative = torch.softmax(-_LEAD_POWER * lead(progress) * expected, dim=0) / expected.exp()
-        constant = torch.full_like(relative, 1 / len(losses)) / state["running"]
-        return torch.where(state["signed"], constant, relative)
+        if self.steps >= _OBSERVE and self.steps % _REFIT == 0:
+            state["coefficients"] = torch.linalg.solve_ex(state["gram"], state["moment"])[0]
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        return {name: value.to(device) for name, value in self._state.items()}
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on."""
@@ -109,3 +137,12 @@ class SettingWeights:
         """Go on from the state of an earlier run."""
         self.steps = state["steps"]
         self._state = {name: state[name] for name in self._state}
+
+
+def _inputs(encoded: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(encoded[:, :1]), encoded], dim=1)
+
+
+def _logs(losses: Tensor, scale: Tensor) -> Tensor:
+    """Logarithms of losses, of which none counts as smaller than a share of the usual size."""
+    return torch.maximum(losses, _FLOOR * scale.clamp_min(_SMALLEST)).log()
