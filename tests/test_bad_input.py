@@ -395,15 +395,6 @@ def test_batch_norm_uses_the_batch_and_materialises_with_a_warning_or_recalibrat
     torch.testing.assert_close(calibrated(x[:4]), calibrated(x)[:4])
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM(3, 2), nn.GRU(3, 2)])
-def test_recurrent_layers_are_refused_by_name_unless_shared(layer: nn.Module) -> None:
-    network = nn.ModuleDict({"memory": layer, "head": nn.Linear(2, 1)})
-    kind = type(layer).__name__
-    with pytest.raises(ht.NetworkError, match=rf"'memory' \({kind}\).*Leave it out of `generate`"):
-        ht.HyperNetwork(network, ONLY_DECAY)
-    assert ht.HyperNetwork(network, ONLY_DECAY, generate=["head"]).generated == ("head.weight", "head.bias")
-
-
 def test_an_embedding_with_max_norm_is_refused_by_name() -> None:
     with pytest.raises(ht.NetworkError, match=r"'0' \(Embedding\) with max_norm rewrites its weight.*Leave it out"):
         ht.HyperNetwork(nn.Sequential(nn.Embedding(4, 2, max_norm=1.0)), ONLY_DECAY)
@@ -443,7 +434,7 @@ def test_without_residual_only_a_dense_head_serves(head: ht.Head | None) -> None
     ("options", "message"),
     [
         ({"encoding": "sine"}, r"`encoding` must be one of \('mip', 'none'\), but got 'sine'"),
-        ({"mapping": "pmap"}, r"`mapping` must be one of \('vmap', 'loop'\), but got 'pmap'"),
+        ({"mapping": "pmap"}, r"`mapping` must be one of \('auto', 'vmap', 'loop'\), but got 'pmap'"),
         ({"batch_norm": "keep"}, r"`batch_norm` must be one of .* but got 'keep'"),
     ],
 )
@@ -582,10 +573,12 @@ class SelectsExamples(LooksAtValues):
 @pytest.mark.filterwarnings("ignore:The hypernetwork has collapsed")  # trained for an epoch or two
 @pytest.mark.parametrize("kind", [LooksAtValues, BranchesOnTensors, SelectsExamples])
 def test_an_operation_that_vmap_cannot_serve_says_so_and_runs_in_a_loop(kind: type[LooksAtValues]) -> None:
-    with pytest.raises(ht.NetworkError, match=r'many settings at once.*mapping="loop"'):
-        fit(hypernet(network=kind(), space=ONLY_DECAY), epochs=1)
-    surrogate = fit(hypernet(network=kind(), space=ONLY_DECAY, mapping="loop"), epochs=1, **validation())
-    assert math.isfinite(surrogate.evaluate({"decay": 0.1})["error"])
+    with pytest.raises(ht.NetworkError, match=rf'{kind.__name__}.* many settings at once.*mapping="loop"'):
+        fit(hypernet(network=kind(), space=ONLY_DECAY, mapping="vmap"), settings_per_step=2, epochs=1)
+    for mapping in ("loop", "auto"):
+        net = hypernet(network=kind(), space=ONLY_DECAY, mapping=mapping)
+        surrogate = fit(net, settings_per_step=2, epochs=1, **validation())
+        assert math.isfinite(surrogate.evaluate({"decay": 0.1})["error"])
 
 
 def test_an_error_of_the_users_own_passes_through() -> None:
@@ -598,7 +591,7 @@ def test_an_error_of_the_users_own_passes_through() -> None:
 
 
 def test_a_network_that_failed_is_as_it_was() -> None:
-    net = hypernet(network=LooksAtValues(), space=ONLY_DECAY)
+    net = hypernet(network=LooksAtValues(), space=ONLY_DECAY, mapping="vmap")
     with pytest.raises(ht.NetworkError):
         fit(net, epochs=1)
     assert all(type(parameter) is nn.Parameter for parameter in net.network.parameters())

@@ -1,9 +1,9 @@
 """How settings are run, and the choice among the ways by measuring them on the user's own network and batch.
 
 Which way is faster follows from sizes, the processor and the libraries below PyTorch, and no count of parameters or
-multiplications has foreseen it: a convolution of few weights does much work, and a small network's step is all overhead.
-So a few steps of each candidate are timed at the start of training. All give the same numbers up to rounding, so nothing
-but time depends on the outcome; still, who needs a run to be repeated bit for bit gives the way by hand.
+multiplications has foreseen it: a convolution of few weights does much work, and a small network's step is all
+overhead. So a few steps of each candidate are timed at the start of training. All give the same numbers up to rounding,
+so nothing but time depends on the outcome; still, who needs a run to be repeated bit for bit gives the way by hand.
 """
 
 from __future__ import annotations

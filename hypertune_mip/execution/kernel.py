@@ -172,22 +172,28 @@ class Kernel:
         key = getattr(function, "__func__", function)
         with self.lock:
             parameters = self._swap.parameters()
-            if execution.mapping == "vmap" and key not in self._unmapped:
-                state = random_state(next(iter(parameters.values())).device)
-                try:
-                    return at_once(self._work(function, execution, reads), parameters)
-                except (RuntimeError, NotImplementedError, NetworkError) as error:
-                    if not vectorised.is_about_vmap(error):
-                        raise
-                    if self.mapping == "vmap":
-                        raise NetworkError(
-                            f"{self._culprit(error)} cannot run for many settings at once: {error}"
-                            ' Avoid that operation, or pass HyperNetwork(..., mapping="loop").'
-                        ) from error
-                self._unmapped.add(key)
-                set_random_state(state, next(iter(parameters.values())).device)
-                execution = FORMED
-            return in_turn(self._work(function, execution, reads), parameters)
+            work = self._work(function, execution, reads)
+            if execution.mapping == "loop":
+                return in_turn(work, parameters)
+            looped = self._work(function, FORMED, reads)
+            if key in self._unmapped:
+                return in_turn(looped, parameters)
+            device = next(iter(parameters.values())).device
+            state = random_state(device)
+            try:
+                return at_once(work, parameters)
+            except (RuntimeError, NotImplementedError, vectorised.RecomputesError) as error:
+                failure = error
+            # whether it is vmap that failed is seen by doing without
+            set_random_state(state, device)
+            result = in_turn(looped, parameters)
+            if self.mapping == "vmap":
+                raise NetworkError(
+                    f"{self._culprit(failure)} cannot run for many settings at once: {failure} Avoid that operation, or"
+                    ' pass HyperNetwork(..., mapping="loop").'
+                ) from failure
+            self._unmapped.add(key)
+            return result
 
     def _work(self, function: Function, execution: Execution, reads: set[str] | None) -> Work:
         formed = self._formed.get(execution)
@@ -216,7 +222,8 @@ class Kernel:
         while trace is not None:
             module = trace.tb_frame.f_locals.get("self")
             if isinstance(module, nn.Module) and id(module) in names:
-                found, called = f"Layer '{names[id(module)]}' ({type(module).__name__})", ""
+                name, kind = names[id(module)], type(module).__name__
+                found, called = f"Layer '{name}' ({kind})" if name else f"The network ({kind})", ""
             elif trace.tb_frame.f_globals.get("__name__") == "torch.utils.checkpoint":
                 called = " under torch.utils.checkpoint"
             trace = trace.tb_next

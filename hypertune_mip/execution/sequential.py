@@ -1,8 +1,8 @@
 """One setting after another, each with its backward pass inside.
 
-While a setting's gradients are computed its tensors stay in the network, and they are leaves there: whatever PyTorch can
-train runs here (checkpointed blocks, changes in place, recurrent modules), and only one setting's activations live at a
-time.
+While a setting's gradients are computed its tensors stay in the network, and they are leaves there: whatever PyTorch
+can train runs here (checkpointed blocks, changes in place, recurrent modules), and only one setting's activations live
+at a time.
 """
 
 from __future__ import annotations

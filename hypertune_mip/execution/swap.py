@@ -1,4 +1,4 @@
-"""A setting's tensors in a network, for as long as a function of the network runs: the only code that puts them there."""
+"""A setting's tensors in a network, for as long as a function of it runs: the only code that puts them there."""
 
 from __future__ import annotations
 

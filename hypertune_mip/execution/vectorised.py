@@ -1,9 +1,9 @@
 """All settings at once, by `torch.func.vmap`, with the few functions that vmap alone would run badly or wrongly.
 
-Attention: under vmap torch's backends for `scaled_dot_product_attention` have no rule (CPU), raise in their backward pass
-(memory-efficient) or give wrong gradients (cuDNN). Here settings are folded into the batch axis and the function runs
-once, outside of vmap, on whatever backend torch picks, with its memory. Linear maps: torch would copy a weight of each
-setting for all leading axes of the input; here those axes are one.
+Attention: under vmap torch's backends for `scaled_dot_product_attention` have no rule (CPU), raise in their backward
+pass (memory-efficient) or give wrong gradients (cuDNN). Here settings are folded into the batch axis and the function
+runs once, outside of vmap, on whatever backend torch picks, with its memory. Linear maps: torch would copy a weight of
+each setting for all leading axes of the input; here those axes are one.
 
 All of it is a mode of this thread: no switch of the process is touched.
 """
@@ -37,9 +37,9 @@ def run(function: Callable[..., Any], own: Any, data: Any, *, split: bool) -> An
         split: See `data`.
 
     Raises:
-        NetworkError: If activations are checkpointed while gradients are on: the backward pass would recompute them
+        RecomputesError: If activations are checkpointed while gradients are on: the backward pass would recompute them
             from other weights.
-        RuntimeError: If vmap cannot serve an operation; see `is_about_vmap`.
+        RuntimeError: If vmap cannot serve an operation, or the function fails by itself; nothing tells them apart.
     """
 
     def one(own: Any, data: Any) -> Any:
@@ -49,14 +49,7 @@ def run(function: Callable[..., Any], own: Any, data: Any, *, split: bool) -> An
     return vmap(one, in_dims=(0, 0 if split else None), randomness="different")(own, data)
 
 
-def is_about_vmap(error: Exception) -> bool:
-    """Whether an error says that vmap cannot serve an operation."""
-    text = str(error)
-    signs = ("vmap", "batching rule", "functorch", "BatchedTensor", "Cannot access data pointer of Tensor")
-    return isinstance(error, Recomputes) or any(sign.lower() in text.lower() for sign in signs)
-
-
-class Recomputes(NetworkError):
+class RecomputesError(NetworkError):
     """A network checkpoints its activations, which cannot be mapped."""
 
 
@@ -68,7 +61,7 @@ class _Mapped(TorchFunctionMode):
     ) -> Any:
         options = kwargs or {}
         if _recomputes():
-            raise Recomputes(
+            raise RecomputesError(
                 "A block of the network runs under torch.utils.checkpoint, whose backward pass cannot be mapped over"
                 ' settings. Use HyperNetwork(..., mapping="loop"), or drop the checkpoint.'
             )
@@ -85,7 +78,8 @@ class _Mapped(TorchFunctionMode):
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if isinstance(weight, StructuredWeight) or input.ndim <= 2 or not is_batchedtensor(weight):
         return F.linear(input, weight, bias)
-    return F.linear(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
+    result: Tensor = F.linear(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
+    return result
 
 
 def _attention(
@@ -93,15 +87,15 @@ def _attention(
 ) -> Tensor:
     inputs = [query, key, value] if attn_mask is None else [query, key, value, attn_mask]
     if not any(map(is_batchedtensor, inputs)):
-        result: Tensor = _ATTENTION(query, key, value, attn_mask, *rest, **options)
-        return result
+        alone: Tensor = _ATTENTION(query, key, value, attn_mask, *rest, **options)
+        return alone
     device = query.device.type
     if torch.is_autocast_enabled(device):  # as autocast itself would, which does not see what is folded
         dtype = torch.get_autocast_dtype(device)
         query, key, value = (t.to(dtype) for t in (query, key, value))
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(dtype)
-    result = _Folded.apply((rest, options), query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    result: Tensor = _Folded.apply((rest, options), query, key, value, attn_mask)  # type: ignore[no-untyped-call]
     return result
 
 

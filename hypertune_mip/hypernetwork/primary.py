@@ -95,10 +95,6 @@ def _check_served(path: str, module: nn.Module, parameter: Tensor) -> None:
     advice = "Leave it out of `generate`, and it is shared by all settings."
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise NetworkError(f"{where} has no shape yet. Run one forward pass of the network first.")
-    if isinstance(module, nn.RNNBase):
-        raise NetworkError(
-            f"{where} reads its weights past the ones that a setting gives it, so they cannot be generated. {advice}"
-        )
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
         raise NetworkError(f"{where} with max_norm rewrites its weight in place. {advice}")
     if not parameter.is_floating_point():

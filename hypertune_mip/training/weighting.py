@@ -9,8 +9,8 @@ so the weight uses what a running regression of the log loss on the encoded sett
 
 Settings with a strong penalty must not crush the shared weights before the hypernetwork can tell settings apart: once
 all weights are near zero, no setting's fit gives a gradient any more. So in the first part of training (see `pace`)
-the weight is 1 / loss * (scale / loss)^p with p falling to 0, which lets the settings that can be fitted lead; the scale
-is a running one that keeps the mean weight where it is.
+the weight is 1 / loss * (scale / loss)^p with p falling to 0, which lets the settings that can be fitted lead; the
+scale is a running one that keeps the mean weight where it is.
 
 A setting's weight depends on what came before and on its own loss, not on the other settings of its step: each can be
 trained by itself, on one worker or another, before the next one is looked at.
