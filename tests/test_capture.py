@@ -1,0 +1,116 @@
+"""Laws of captured steps, with recordings that stand for CUDA graphs; `gpu` tests have real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypertune_mip.execution.capture import Captured, Recording, Step
+
+CPU = torch.device("cpu")
+
+
+class Problem:
+    """A step with noise, on two parameters of which one gets no gradient."""
+
+    def __init__(self) -> None:
+        self.weight, self.unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+        self.factor = 1.0
+        self.calls = 0
+
+    def step(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        loss = self.factor * (self.weight * (x + torch.rand(3))).square().sum()
+        loss.backward()
+        return loss.detach()
+
+    def captured(self, record: Any) -> Captured:
+        return Captured(self.step, [self.weight, self.unused], CPU, record=record)
+
+
+class Faithful:
+    """Does what the step did, with what Python held then."""
+
+    made = 0
+
+    def __init__(self, step: Step, inputs: Sequence[Any], device: torch.device) -> None:
+        problem: Problem = step.__self__  # type: ignore[attr-defined]
+        self.problem, self.factor = problem, problem.factor
+        type(self).made += 1
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        before, self.problem.factor = self.problem.factor, self.factor
+        try:
+            return self.problem.step(*inputs)
+        finally:
+            self.problem.factor = before
+
+
+def record(kind: type) -> Any:
+    def make(step: Step, inputs: Sequence[Any], device: torch.device) -> Recording:
+        made: Recording = kind(step, inputs, device)
+        return made
+
+    return make
+
+
+def gradients(problem: Problem, run: Any, batches: Sequence[Tensor]) -> list[Tensor]:
+    torch.manual_seed(0)
+    results = []
+    for x in batches:
+        problem.weight.grad = None
+        run(x)
+        run(x)  # a step of two batches adds up
+        assert problem.unused.grad is None  # an optimiser leaves alone what has no gradient
+        results.append(problem.weight.grad.clone())
+    return results
+
+
+def test_replayed_gradients_are_those_of_the_step() -> None:
+    batches = [torch.full((3,), float(i)) for i in range(4)]
+    plain, problem = Problem(), Problem()
+    expected = gradients(plain, plain.step, batches)
+    torch.testing.assert_close(gradients(problem, problem.captured(record(Faithful)), batches), expected)
+
+
+def test_a_step_that_changes_between_epochs_is_found_out() -> None:
+    problem = Problem()
+    captured = problem.captured(record(Faithful))
+    captured(torch.ones(3))
+    assert captured.refused is None
+    problem.factor = 2.0
+    problem.weight.grad = None
+    captured.start_epoch()
+    torch.manual_seed(0)
+    found = captured(torch.ones(3))
+    assert "differs from the step itself" in str(captured.refused)
+    problem.weight.grad = None
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, problem.step(torch.ones(3)))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("operation not permitted when stream is capturing"), TypeError("x")])
+def test_what_cannot_be_recorded_runs_as_it_is(error: Exception) -> None:
+    def fails(step: Step, inputs: Sequence[Any], device: torch.device) -> Recording:
+        torch.rand(5)
+        raise error
+
+    plain, problem = Problem(), Problem()
+    captured = problem.captured(fails)
+    batches = [torch.ones(3)] * 2
+    torch.testing.assert_close(gradients(problem, captured, batches), gradients(plain, plain.step, batches))
+    assert captured.refused == f"{type(error).__name__}: {error}"
+
+
+def test_a_smaller_batch_runs_outside() -> None:
+    problem = Problem()
+    captured = problem.captured(record(Faithful))
+    before = Faithful.made
+    captured(torch.ones(3))
+    problem.calls = 0
+    captured(torch.ones(1))
+    assert problem.calls == 1 and Faithful.made == before + 1 and captured.refused is None
