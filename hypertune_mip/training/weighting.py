@@ -12,8 +12,8 @@ all weights are near zero, no setting's fit gives a gradient any more. So in the
 the weight is 1 / loss * (scale / loss)^p with p falling to 0, which lets the settings that can be fitted lead; the
 scale is a running one that keeps the mean weight where it is.
 
-A setting's weight depends on what came before and on its own loss, not on the other settings of its step: each can be
-trained by itself, on one worker or another, before the next one is looked at.
+A setting's weight depends on what came before and, in the first steps, on its own loss, not on the other settings of
+its step: each can be trained by itself, on one worker or another, before the next one is looked at.
 
 Why not the loss as it is, or 1 / its own value: on small problems with penalties up to crushing ones, both end in a
 network that ignores its input and every hyperparameter (see the decision record on weights).
@@ -24,9 +24,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from hypertune_mip.training.pace import lead
 
@@ -41,12 +41,17 @@ _FLOOR = 1e-6  # of the average loss: a setting that fits perfectly must not hav
 _SMALLEST = 1e-30
 _DECAY = 0.99  # of the one scale that serves losses which can be negative
 
+Array = np.ndarray
+
 
 class SettingWeights:
     """Weights of the settings of a step, from the losses of the steps before.
 
     Where a loss can be negative a ratio means nothing; from the first negative loss on, one running scale (an average
     of absolute losses) serves all settings.
+
+    A few dozen numbers are no work for a device: all of it is NumPy on the host, a tenth of the time that as many small
+    tensor operations take.
 
     Args:
         columns: Number of columns E of an encoded setting.
@@ -57,49 +62,50 @@ class SettingWeights:
         """See the class."""
         self.normalize = normalize
         self.steps = 0
-        size = columns + 1
-        self._state = {
-            "gram": _RIDGE * torch.eye(size, dtype=torch.float64),
-            "moment": torch.zeros(size, dtype=torch.float64),
-            "coefficients": torch.zeros(size, dtype=torch.float64),
-            "scale": torch.tensor(math.nan, dtype=torch.float64),  # log of the mean of loss^-p
-            "low": torch.tensor(math.inf, dtype=torch.float64),
-            "high": torch.tensor(-math.inf, dtype=torch.float64),
-            "running": torch.tensor(0.0, dtype=torch.float64),
-            "signed": torch.tensor(False),
-        }
+        self._signed = False
+        self._running = 0.0
+        self._scale = math.nan  # log of the mean of loss^-p
+        self._low, self._high = math.inf, -math.inf
+        self._gram = _RIDGE * np.eye(columns + 1)
+        self._moment = np.zeros(columns + 1)
+        self._coefficients = np.zeros(columns + 1)
 
-    @torch.no_grad()
+    @property
+    def settled(self) -> bool:
+        """Whether weights follow from the steps before alone."""
+        return self.steps >= _OBSERVE or not self.normalize
+
     def __call__(
-        self, losses: Float[Tensor, "S"], encoded: Float[Tensor, "S E"], *, progress: float, settings: int
-    ) -> Float[Tensor, "S"]:
-        """The weights, float64: what to minimise in a step is the sum of weights x losses over all its settings.
+        self, losses: Float[Array, "S"] | None, encoded: Float[Array, "S E"], *, progress: float, settings: int
+    ) -> Float[Array, "S"]:
+        """The weights: what to minimise in a step is the sum of weights x losses over all its settings.
 
         Args:
-            losses: Of some or all settings of the step.
+            losses: Of some or all settings of the step; not looked at once `settled`.
             encoded: The settings as the trunk sees them; columns of about unit size serve best.
             progress: Share of training that is over, in [0, 1].
             settings: How many the step has in all.
         """
         if not self.normalize:
-            return torch.full_like(losses, 1 / settings, dtype=torch.float64)
-        losses, encoded = losses.double(), encoded.double()
-        state = self._on(losses.device)
-        running = losses.abs() if self.steps == 0 else state["running"]
-        logs = _logs(losses, running)
-        if self.steps < _OBSERVE:
-            expected = logs
+            return np.full(len(encoded), 1 / settings)
+        if self.settled:
+            expected = np.clip(_inputs(encoded) @ self._coefficients, self._low, self._high)
+            signed = np.full(len(encoded), self._signed)
         else:
-            expected = torch.clamp(_inputs(encoded) @ state["coefficients"], state["low"], state["high"])
-        leading = torch.exp(-_LEAD_POWER * lead(progress) * expected - state["scale"]).clamp_max(_LEAD_LIMIT)
-        leading = torch.where(state["scale"].isnan(), torch.ones_like(leading), leading)
-        constant = 1 / running.clamp_min(_SMALLEST)
-        signed = state["signed"] | (losses < 0)
-        return torch.where(signed, constant, leading / expected.exp()) / settings
+            assert losses is not None
+            running = np.abs(losses) if self.steps == 0 else self._running
+            expected, signed = _logs(losses, running), (losses < 0) | self._signed
+        constant = 1 / np.maximum(self._running if self.steps else np.abs(losses), _SMALLEST)  # type: ignore[arg-type]
+        if math.isnan(self._scale):
+            leading = np.ones(len(encoded))
+        else:
+            exponent = -_LEAD_POWER * lead(progress) * expected - self._scale
+            leading = np.exp(np.minimum(exponent, math.log(_LEAD_LIMIT)))
+        weights: Array = np.where(signed, constant, leading * np.exp(-expected)) / settings
+        return weights
 
-    @torch.no_grad()
-    def observe(self, losses: Float[Tensor, "S"], encoded: Float[Tensor, "S E"], *, progress: float) -> None:
-        """Learn from a whole step; nothing here waits for the device.
+    def observe(self, losses: Float[Array, "S"], encoded: Float[Array, "S E"], *, progress: float) -> None:
+        """Learn from a whole step.
 
         Args:
             losses: Of all settings of the step, on all workers.
@@ -108,41 +114,48 @@ class SettingWeights:
         """
         if not self.normalize:
             return
-        losses, encoded = losses.double(), encoded.double()
-        state = self._state = self._on(losses.device)
-        size = losses.abs().mean()
-        running = size if self.steps == 0 else _DECAY * state["running"] + (1 - _DECAY) * size
-        state["running"] = running.clamp_min(_SMALLEST)
-        state["signed"] = state["signed"] | (losses < 0).any()
-        logs, inputs = _logs(losses, state["running"]), _inputs(encoded)
-        power = torch.logsumexp(-_LEAD_POWER * lead(progress) * logs, 0) - math.log(len(logs))
-        before = torch.where(state["scale"].isnan(), power, state["scale"])
-        state["scale"] = torch.logaddexp(before + math.log(_LEAD_MEMORY), power + math.log(1 - _LEAD_MEMORY))
-        state["gram"] = _FORGET * state["gram"] + inputs.T @ inputs
-        state["moment"] = _FORGET * state["moment"] + inputs.T @ logs
-        state["gram"].diagonal().add_(_RIDGE * (1 - _FORGET))
-        state["low"], state["high"] = torch.minimum(state["low"], logs.min()), torch.maximum(state["high"], logs.max())
+        size = float(np.abs(losses).mean())
+        running = size if self.steps == 0 else _DECAY * self._running + (1 - _DECAY) * size
+        self._running = max(running, _SMALLEST)
+        self._signed = self._signed or bool((losses < 0).any())
+        logs, inputs = _logs(losses, self._running), _inputs(encoded)
+        power = float(np.logaddexp.reduce(-_LEAD_POWER * lead(progress) * logs)) - math.log(len(logs))
+        before = power if math.isnan(self._scale) else self._scale
+        self._scale = float(np.logaddexp(before + math.log(_LEAD_MEMORY), power + math.log(1 - _LEAD_MEMORY)))
+        self._gram = _FORGET * self._gram + inputs.T @ inputs
+        self._gram.flat[:: len(self._gram) + 1] += _RIDGE * (1 - _FORGET)
+        self._moment = _FORGET * self._moment + inputs.T @ logs
+        self._low, self._high = min(self._low, float(logs.min())), max(self._high, float(logs.max()))
         self.steps += 1
         if self.steps >= _OBSERVE and self.steps % _REFIT == 0:
-            state["coefficients"] = torch.linalg.solve_ex(state["gram"], state["moment"])[0]
+            self._coefficients = np.linalg.solve(self._gram, self._moment)
 
-    def _on(self, device: torch.device) -> dict[str, Tensor]:
-        return {name: value.to(device) for name, value in self._state.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on."""
+        numbers = [self._running, self._scale, self._low, self._high]
+        return {
+            "steps": self.steps,
+            "signed": self._signed,
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+            "gram": torch.from_numpy(self._gram.copy()),
+            "moment": torch.from_numpy(self._moment.copy()),
+            "coefficients": torch.from_numpy(self._coefficients.copy()),
+        }
 
-    def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on."""
-        return {"steps": self.steps, **self._state}
-
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the state of an earlier run."""
-        self.steps = state["steps"]
-        self._state = {name: state[name] for name in self._state}
+        self.steps, self._signed = state["steps"], state["signed"]
+        self._running, self._scale, self._low, self._high = state["numbers"].tolist()
+        self._gram, self._moment, self._coefficients = (
+            state[name].cpu().numpy().copy() for name in ("gram", "moment", "coefficients")
+        )
 
 
-def _inputs(encoded: Tensor) -> Tensor:
-    return torch.cat([torch.ones_like(encoded[:, :1]), encoded], dim=1)
+def _inputs(encoded: Array) -> Array:
+    return np.concatenate([np.ones((len(encoded), 1)), encoded], axis=1)
 
 
-def _logs(losses: Tensor, scale: Tensor) -> Tensor:
+def _logs(losses: Array, scale: Any) -> Array:
     """Logarithms of losses, of which none counts as smaller than a share of the usual size."""
-    return torch.maximum(losses, _FLOOR * scale.clamp_min(_SMALLEST)).log()
+    logs: Array = np.log(np.maximum(losses, _FLOOR * np.maximum(scale, _SMALLEST)))
+    return logs
