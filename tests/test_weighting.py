@@ -68,7 +68,7 @@ def test_without_normalisation_all_count_the_same() -> None:
 def test_a_restored_state_goes_on_as_the_original() -> None:
     original, restored = SettingWeights(1), SettingWeights(1)
     observed(original)
-    restored.restore(original.state())
+    restored.load_state_dict(original.state_dict())
     x, losses = torch.tensor([[0.1], [0.9]], dtype=torch.float64), torch.tensor([3.0, 8.0], dtype=torch.float64)
     for _ in range(7):  # past the next solution of the regression
         left = original(losses, x, progress=0.1)

@@ -101,11 +101,11 @@ class SettingWeights:
         constant = torch.full_like(relative, 1 / len(losses)) / state["running"]
         return torch.where(state["signed"], constant, relative)
 
-    def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on."""
         return {"steps": self.steps, **self._state}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the state of an earlier run."""
         self.steps = state["steps"]
         self._state = {name: state[name] for name in self._state}
