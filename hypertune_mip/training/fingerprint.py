@@ -22,6 +22,9 @@ from hypertune_mip.training.options import Options
 _SHOWN = 8  # differences
 _NOTHING = "nothing"
 _FACTORIES = ("optimizer", "schedule")
+_GROUPING = ("optimizer", "normalize", "residual", "freeze_theta_0")  # the schedule has other numbers with each
+_TEXT = reprlib.Repr()
+_TEXT.maxstring = 80
 
 
 def fingerprint(hypernet: HyperNetwork, options: Options, **made: Any) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def description_of(optimizer: Optimizer) -> dict[str, Any]:
         {"tensors": len(group["params"]), **described({k: v for k, v in group.items() if k != "params"})}
         for group in optimizer.param_groups
     ]
-    return {"class": _name(type(optimizer)), "groups": groups}
+    return {"class": name_of(type(optimizer)), "groups": groups}
 
 
 def described(value: Any) -> Any:
@@ -72,11 +75,13 @@ def described(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: described(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}
-    return _name(value if hasattr(value, "__qualname__") else type(value))
+    return name_of(value if hasattr(value, "__qualname__") else type(value))
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
     """What was and what is, by name, for a message; empty if there is no difference."""
+    if any(saved.get(name) != now[name] for name in _GROUPING):
+        saved, now = ({name: each[name] for name in each if name != "schedule"} for each in (saved, now))
     found = _differences(saved, now, "")
     more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     return ", ".join(found[:_SHOWN] + more)
@@ -85,7 +90,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
 def _differences(saved: Any, now: Any, path: str) -> list[str]:
     if saved == now:
         return []
-    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+    if _are_groups(saved) and _are_groups(now) and len(saved) == len(now):
         saved, now = dict(enumerate(saved)), dict(enumerate(now))
     if not isinstance(saved, dict) or not isinstance(now, dict):
         return [f"{path} was {_shown(saved)}, is {_shown(now)}"]
@@ -100,10 +105,17 @@ def _differences(saved: Any, now: Any, path: str) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
+    if _are_groups(value):
         return f"a list of {len(value)}"
-    return _NOTHING if value is _NOTHING else reprlib.repr(value)
+    if isinstance(value, dict) and "class" in value:
+        return str(value["class"])
+    return _NOTHING if value is _NOTHING else _TEXT.repr(value)
 
 
-def _name(of: Any) -> str:
+def _are_groups(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def name_of(of: Any) -> str:
+    """Of a class or function, with its module."""
     return f"{of.__module__}.{of.__qualname__}"

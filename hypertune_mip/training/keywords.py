@@ -108,9 +108,8 @@ def check_names(
         if name in known:
             continue
         if name in elsewhere:
-            raise UnknownOptionError(
-                f"`{name}` is no option of `{function.__module__}.{function.__name__}`: {elsewhere[name]}"
-            )
+            where = f"{function.__module__.partition('.')[0]}.{function.__name__}"
+            raise UnknownOptionError(f"`{name}` is no option of `{where}`: {elsewhere[name]}")
         close = difflib.get_close_matches(name, known, n=1)
         advice = f"Did you mean `{close[0]}`?" if close else f"It takes {', '.join(f'`{each}`' for each in known)}."
         raise UnknownOptionError(f"`{function.__name__}` has no option `{name}`. {advice}")

@@ -71,8 +71,6 @@ def train(
     """
     strategy = strategy or SingleProcess(options.checkpoint)
     run = _Run(hypernet, loss, loader, options, evaluator, strategy)
-    if strategy.keeps:
-        check_can_be_saved(run.state)
     if resume_from is None and options.resume:
         resume_from = options.checkpoint
     if resume_from is not None:
@@ -123,6 +121,10 @@ class _Run:
             progress=Progress(reads=step.reads),
         )
         self.loop = Loop(prepared, loader, options, strategy, self.descent, self.state, total=self.total)
+        self.fingerprint: dict[str, Any] = {}
+        if strategy.keeps:
+            check_can_be_saved(self.state)
+            self.fingerprint = self._fingerprint(self.total)
 
     def epochs(self) -> list[Record]:
         options, progress, leads = self.options, self.state.progress, self.strategy.rank == 0
@@ -146,7 +148,7 @@ class _Run:
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint."""
-        save_checkpoint(folder, self.state, self._fingerprint(self.total))
+        save_checkpoint(folder, self.state, self.fingerprint)
 
     def resume(self, folder: str | Path) -> None:
         """Go on from a checkpoint."""

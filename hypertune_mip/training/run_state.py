@@ -7,9 +7,11 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from hypertune_mip.errors import StorageError
@@ -133,11 +135,20 @@ def _check_names(what: str, saved: Any, expected: Iterable[str]) -> None:
 
 def _as_in(fresh: Any, saved: Any) -> Any:
     """What was saved, with the containers that a fresh state has: JSON knows neither tuples nor counters."""
-    if isinstance(saved, dict) and isinstance(fresh, Mapping):
+    if fresh is None or saved is None:
+        return saved
+    if _kind(fresh) is not _kind(saved):
+        raise StorageError(f"{reprlib.repr(saved)} stands where {reprlib.repr(fresh)} was at the start")
+    if isinstance(saved, dict):
         items = {name: _as_in(fresh.get(name), item) for name, item in saved.items()}
         return Counter(items) if isinstance(fresh, Counter) else items
-    if isinstance(saved, list) and isinstance(fresh, (list, tuple)):
-        like = [*fresh, *[None] * (len(saved) - len(fresh))]
-        items_ = [_as_in(each, item) for each, item in zip(like, saved, strict=False)]
-        return tuple(items_) if isinstance(fresh, tuple) else items_
+    if isinstance(saved, list):
+        return type(fresh)(_as_in(*pair) for pair in zip_longest(fresh[: len(saved)], saved))
     return saved
+
+
+def _kind(value: Any) -> type:
+    """Of a value in a state; a number may have become a tensor."""
+    if isinstance(value, (bool, int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+        return float
+    return next((kind for kind in (Tensor, str, Mapping) if isinstance(value, kind)), list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from hypertune_mip.training.fingerprint import described
+from hypertune_mip.training.fingerprint import described, name_of
 from hypertune_mip.training.options import OptionError, ScheduleFactory
 
 _LOOKED_AT = 1024  # steps at most, to tell one schedule from another
@@ -36,8 +37,8 @@ class Schedule:
         self._optimizer = optimizer
         self._total = total
         self._steps = 0
-        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        self._schedule = self._made(optimizer, total)
+        self._groups = _without_parameters(optimizer)
+        self._schedule = None if factory is None or total is None else self._made(optimizer, total)
 
     def step(self) -> None:
         """The rate of the next step."""
@@ -56,7 +57,7 @@ class Schedule:
         With another number of workers a run has another number of steps: it goes on from the same share of them.
         """
         self._steps = state["steps"]
-        if self._schedule is None:
+        if self._schedule is None or self._total is None:
             return
         if state["total"] == self._total:
             self._schedule.load_state_dict(state["schedule"])
@@ -64,38 +65,35 @@ class Schedule:
         self._steps = round(state["steps"] * self._total / state["total"])
         for group in self._optimizer.param_groups:
             group["lr"] = group.pop("initial_lr", group["lr"])
-        self._schedule = schedule = self._made(self._optimizer, self._total)
-        assert schedule is not None
+        self._schedule = self._made(self._optimizer, self._total)
         with _without_warnings():
             for _ in range(self._steps):
-                schedule.step()
+                self._schedule.step()
 
     def description(self, total: int | None) -> dict[str, Any] | None:
         """What the factory makes for a run of `total` steps: its class, its numbers, and rates that it gives.
 
-        A function does not say what it does, so two are told apart by the rates after 1, 2, 4, 8, ... steps, on an
-        optimiser that stands for the run's, whose rate is 1.
+        A function does not say what it does, so two are told apart by the rates after 1, 2, 4, 8, ... steps. Those are
+        of a copy, around an optimiser that does nothing. To be asked before the first step.
         """
-        optimizer = _Stand(self._groups, self._optimizer.defaults)
-        schedule = self._made(optimizer, total)
-        if schedule is None or total is None:
+        if self._schedule is None or total is None:
             return None
+        if total == self._total:
+            optimizer = _Stand(_without_parameters(self._optimizer), self._optimizer.defaults)
+            schedule = copy.deepcopy(self._schedule, {id(self._optimizer): optimizer})
+        else:
+            optimizer = _Stand(self._groups, self._optimizer.defaults)
+            schedule = self._made(optimizer, total)
         numbers, rates = described(schedule.state_dict()), {}
         with _without_warnings():
             for step in range(1, min(total, _LOOKED_AT) + 1):
-                optimizer.step()
                 schedule.step()
                 if step & (step - 1) == 0:
                     rates[str(step)] = described([group.get("lr") for group in optimizer.param_groups])
-        return {
-            "class": f"{type(schedule).__module__}.{type(schedule).__qualname__}",
-            "numbers": numbers,
-            "rates": rates,
-        }
+        return {"class": name_of(type(schedule)), "numbers": numbers, "rates": rates}
 
-    def _made(self, optimizer: Optimizer, total: int | None) -> LRScheduler | None:
-        if self._factory is None or total is None:
-            return None
+    def _made(self, optimizer: Optimizer, total: int) -> LRScheduler:
+        assert self._factory is not None
         schedule = self._factory(optimizer, total)
         if isinstance(schedule, ReduceLROnPlateau):
             raise OptionError(
@@ -109,11 +107,11 @@ class _Stand(Optimizer):
     """An optimiser with the groups of another one, around one number each, that does nothing."""
 
     def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
-        rated = [{**group, **({"lr": 1.0} if "lr" in group else {})} for group in groups]
-        super().__init__([{**group, "params": [nn.Parameter(torch.zeros(()))]} for group in rated], dict(defaults))
+        super().__init__([{**group, "params": [nn.Parameter(torch.zeros(()))]} for group in groups], dict(defaults))
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Nothing to do."""
+
+def _without_parameters(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 @contextmanager
