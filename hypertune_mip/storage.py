@@ -71,6 +71,11 @@ def save_tree(folder: str | Path, name: str, tree: Mapping[str, Any], *, kind: s
             old.unlink(missing_ok=True)
 
 
+def check_storable(tree: Any, name: str) -> None:
+    """Raise StorageError, by the path below `name`, if a tree holds what `save_tree` cannot store."""
+    _describe(tree, {}, name)
+
+
 def save_json(path: str | Path, content: Any, *, kind: str) -> None:
     """Write plain values to one JSON file, atomically; a former file of that name is replaced or kept whole.
 
@@ -195,6 +200,9 @@ def _describe(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
         tensors[path] = value.detach().cpu().contiguous().clone()  # tied tensors must not share memory
         return {_TENSOR: path}
     if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, (str, int)):
+                raise StorageError(f"Cannot save '{path}': its key {key!r} is neither a string nor a whole number.")
         items = [[k, _describe(v, tensors, f"{path}/{k}")] for k, v in value.items()]
         return {_ITEMS: items}  # pairs, because keys may be integers and their order counts
     if isinstance(value, (list, tuple)):

@@ -1,13 +1,14 @@
-"""A regression of a few units that the tests of training, storage and bad input share."""
+"""A regression of a few units that the tests of training, resuming, storage and bad input share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from optuna.distributions import FloatDistribution
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import hypertune_mip as ht
 
@@ -25,6 +26,14 @@ def data(examples: int = EXAMPLES) -> TensorDataset:
 
 def loader(**options: Any) -> DataLoader[Any]:
     return DataLoader(data(), **({"batch_size": 8, "shuffle": True} | options))
+
+
+def own_generator(**options: Any) -> DataLoader[Any]:
+    return loader(generator=torch.Generator().manual_seed(5), **options)
+
+
+def sampler_with_generator() -> DataLoader[Any]:
+    return loader(shuffle=False, sampler=RandomSampler(data(), generator=torch.Generator().manual_seed(5)))
 
 
 def plain_network() -> nn.Sequential:
@@ -61,3 +70,24 @@ def fit(net: ht.HyperNetwork | None = None, **options: Any) -> ht.Surrogate:
 
 def validation() -> dict[str, Any]:
     return {"metric": metric, "val_loader": loader(shuffle=False)}
+
+
+class InterruptedByTest(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def interrupt_at(epoch: int) -> Callable[[dict[str, Any]], None]:
+    """A callback that ends a run in an epoch, before its checkpoint."""
+
+    def callback(record: dict[str, Any]) -> None:
+        if record["epoch"] == epoch:
+            raise InterruptedByTest
+
+    return callback
+
+
+def assert_same_state(left: nn.Module, right: nn.Module) -> None:
+    expected, got = left.state_dict(), right.state_dict()
+    assert list(expected) == list(got)
+    different = [name for name in expected if not torch.equal(expected[name], got[name])]
+    assert not different

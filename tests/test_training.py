@@ -1,4 +1,4 @@
-"""Training: shapes of a step, resuming bit for bit, randomness, records, precision and a collapse that is reported."""
+"""Training: shapes of a step, randomness, records, precision and a collapse that is reported."""
 
 from __future__ import annotations
 
@@ -11,36 +11,30 @@ from typing import Any
 import pytest
 import torch
 from optuna.distributions import FloatDistribution
-from small_problem import EXAMPLES, SPACE, data, fit, hypernet, loader, loss, plain_network, validation
+from small_problem import (
+    EXAMPLES,
+    SPACE,
+    InterruptedByTest,
+    assert_same_state,
+    data,
+    fit,
+    hypernet,
+    interrupt_at,
+    loader,
+    loss,
+    own_generator,
+    plain_network,
+    sampler_with_generator,
+    validation,
+)
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
-from torch.utils.data import RandomSampler
 
 import hypertune_mip as ht
-from hypertune_mip.training import cosine
+from hypertune_mip.training import Options
 from hypertune_mip.training.settings import SettingsStream
-from hypertune_mip.training.step import automatic_settings, plan, split_batch
+from hypertune_mip.training.step import automatic_settings, settings_of_a_step, split_batch
 
 EPOCHS = 4
-
-
-class InterruptedByTest(Exception):
-    """Stands for whatever ends a run early."""
-
-
-def interrupt_at(epoch: int) -> Callable[[dict[str, Any]], None]:
-    def callback(record: dict[str, Any]) -> None:
-        if record["epoch"] == epoch:
-            raise InterruptedByTest
-
-    return callback
-
-
-def assert_same_state(left: nn.Module, right: nn.Module) -> None:
-    expected, got = left.state_dict(), right.state_dict()
-    assert list(expected) == list(got)
-    different = [name for name in expected if not torch.equal(expected[name], got[name])]
-    assert not different
 
 
 def same_state(left: nn.Module, right: nn.Module) -> bool:
@@ -79,13 +73,18 @@ def test_split_cuts_in_order_and_leaves_the_rest_out() -> None:
     assert torch.equal(got["x"], x[:6].reshape(3, 2, 2))
 
 
-def test_small_networks_have_whole_batches_unless_a_number_of_settings_is_asked_for() -> None:
-    small, large = 10_000, 10_000_000
-    assert plan(100, small, settings="auto", batching="auto") == (3, False)
-    assert plan(100, large, settings="auto", batching="auto") == (10, True)
-    assert plan(100, small, settings=5, batching="auto") == (5, True)
-    assert plan(100, large, settings="auto", batching="full") == (10, False)
-    assert plan(100, small, settings="auto", batching="split") == (10, True)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (3, False)),
+        ({"settings_per_step": 5}, (5, True)),
+        ({"batching": "full"}, (3, False)),
+        ({"batching": "split"}, (10, True)),
+        ({"settings_per_step": 1, "batching": "full"}, (1, False)),
+    ],
+)
+def test_settings_of_a_step(options: dict[str, Any], expected: tuple[int, bool]) -> None:
+    assert settings_of_a_step(100, 100, Options(**options), total=800) == expected
 
 
 @pytest.mark.parametrize(("size", "settings"), [(1, 1), (3, 1), (7, 2), (16, 4), (100, 10), (128, 8), (1000, 10)])
@@ -124,77 +123,6 @@ def test_batches_may_be_trees_or_single_tensors() -> None:
     tree = fit(loss=on_tree, train_loader=[{"x": x, "more": [y]}])
     tensor = fit(loss=on_tensor, train_loader=[torch.cat([x, y], 1)])
     assert_same_state(tree.hypernet, tensor.hypernet)
-
-
-# Resuming
-
-
-def warm_up_then_cosine(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    parts = [LinearLR(optimizer, 0.1, total_iters=2), CosineAnnealingLR(optimizer, steps - 2)]
-    return SequentialLR(optimizer, parts, milestones=[2])
-
-
-def own_generator() -> Any:
-    return loader(generator=torch.Generator().manual_seed(5))
-
-
-def sampler_with_generator() -> Any:
-    return loader(shuffle=False, sampler=RandomSampler(data(), generator=torch.Generator().manual_seed(5)))
-
-
-RUNS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
-    "adam": (loader, {}),
-    "sgd with momentum": (loader, {"optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9)}),
-    "no schedule": (loader, {"schedule": None}),
-    "chained schedules": (loader, {"schedule": warm_up_then_cosine}),
-    "small batches": (partial(loader, batch_size=2), {}),  # enough steps for the weights of settings to be fitted
-    "own generator": (own_generator, {}),
-    "sampler's generator": (sampler_with_generator, {}),
-    "full batches": (loader, {"batching": "full", "settings_per_step": 3}),
-    "oversampled ends": (loader, {"endpoints": 0.3}),
-    "validation": (loader, {**validation(), "validate_every": 1}),
-    "seeded": (loader, {"seed": 3}),
-    "accumulated": (partial(loader, batch_size=2), {"accumulate": 3}),
-}
-
-
-@pytest.mark.parametrize("interrupted_at", [1, 3])
-@pytest.mark.parametrize("name", RUNS)
-def test_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, name: str, interrupted_at: int) -> None:
-    make_loader, options = RUNS[name]
-    whole = fit(train_loader=make_loader(), epochs=EPOCHS, **options)
-    with pytest.raises(InterruptedByTest):
-        fit(
-            train_loader=make_loader(),
-            epochs=EPOCHS,
-            checkpoint=tmp_path,
-            callbacks=[interrupt_at(interrupted_at + 1)],  # which comes before that epoch's checkpoint
-            **options,
-        )
-    resumed = fit(train_loader=make_loader(), epochs=EPOCHS, checkpoint=tmp_path, resume=True, **options)
-    assert_same_state(whole.hypernet, resumed.hypernet)
-    for left, right in zip(whole.history, resumed.history, strict=True):
-        assert {k: v for k, v in left.items() if k != "seconds"} == {k: v for k, v in right.items() if k != "seconds"}
-
-
-def test_resuming_ignores_what_happened_to_the_fresh_weights_and_the_global_generator(tmp_path: Path) -> None:
-    whole = fit(epochs=EPOCHS)
-    with pytest.raises(InterruptedByTest):
-        fit(epochs=EPOCHS, checkpoint=tmp_path, checkpoint_every=2, callbacks=[interrupt_at(4)])
-    net = hypernet()
-    with torch.random.fork_rng():
-        for parameter in net.parameters():
-            parameter.data.add_(1.0)
-        torch.manual_seed(99)
-        resumed = fit(net, epochs=EPOCHS, checkpoint=tmp_path, resume=True)
-    assert_same_state(whole.hypernet, resumed.hypernet)
-
-
-def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
-    done = fit(checkpoint=tmp_path)
-    again = fit(checkpoint=tmp_path, resume=True)
-    assert_same_state(done.hypernet, again.hypernet)
-    assert again.history == done.history
 
 
 # Randomness
@@ -340,18 +268,6 @@ def test_the_last_step_of_an_epoch_takes_the_batches_that_are_left() -> None:
     assert fit(train_loader=loader(batch_size=2), accumulate=4).history[-1]["step"] == 3 * 3  # 10 batches: 4, 4 and 2
 
 
-@pytest.mark.parametrize("schedule", [cosine, warm_up_then_cosine])
-def test_a_run_resumed_with_another_number_of_batches_keeps_the_schedule(tmp_path: Path, schedule: Any) -> None:
-    """As after a change in the number of workers."""
-    with pytest.raises(InterruptedByTest):
-        fit(epochs=4, checkpoint=tmp_path, callbacks=[interrupt_at(3)], schedule=schedule)
-    options = {"epochs": 4, "train_loader": loader(batch_size=4), "schedule": schedule}
-    resumed = fit(checkpoint=tmp_path, resume=True, **options)
-    rates = [record["learning_rate"] for record in resumed.history]
-    assert rates[2:] == pytest.approx([r["learning_rate"] for r in fit(**options).history[2:]], rel=1e-6, abs=1e-12)
-    assert [record["step"] for record in resumed.history] == [3, 6, 11, 16]
-
-
 @pytest.mark.parametrize("factory", [torch.optim.AdamW, torch.optim.RMSprop, partial(torch.optim.SGD, nesterov=False)])
 def test_an_optimiser_comes_from_a_factory(factory: Callable[..., torch.optim.Optimizer]) -> None:
     used = []
@@ -468,12 +384,12 @@ def test_ranks_draw_disjoint_slices_of_one_sequence(endpoints: float) -> None:
         parts = [stream.draw(count) for stream in ranks]
         assert torch.equal(torch.cat(parts), one.draw(2 * count))
         assert endpoints or len({tuple(row) for row in torch.cat(parts).tolist()}) == 2 * count
-    assert [stream.position for stream in ranks] == [one.position] * 2 == [24, 24]
+    assert [stream.state_dict() for stream in (*ranks, one)] == [{"position": 24}] * 3
 
 
 def test_a_moved_stream_goes_on_where_the_other_one_stopped() -> None:
     first, second = SettingsStream(SPACE, seed=3), SettingsStream(SPACE, seed=3)
     first.draw(5)
-    second.move_to(first.position)
+    second.load_state_dict(first.state_dict())
     assert torch.equal(first.draw(6), second.draw(6))
     assert not torch.equal(SettingsStream(SPACE, seed=4).draw(6), SettingsStream(SPACE, seed=3).draw(6))

@@ -2,74 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-
 from hypertune_mip.errors import StorageError
 from hypertune_mip.hypernetwork import HyperNetwork
-from hypertune_mip.storage import load_tree, save_tree
+from hypertune_mip.storage import check_storable, load_tree, save_tree
+from hypertune_mip.training.fingerprint import differences
+from hypertune_mip.training.run_state import Record, RunState
 
 _NAME = "checkpoint"
 _KIND = "training checkpoint"
+Fingerprint = dict[str, Any]
 
 
-def save_checkpoint(
-    folder: str | Path,
-    hypernet: nn.Module,
-    optimizer: Optimizer,
-    schedule: LRScheduler | None,
-    progress: dict[str, Any],
-) -> None:
+def check_can_be_saved(state: RunState) -> None:
+    """Raise StorageError, by name, if a part of a run holds what no checkpoint can: a function, or any other object."""
+    for name, part in state.parts.items():
+        if name != "hypernet":  # tensors only, and many
+            check_storable(part.state_dict(), f"{_NAME}/{name}")
+
+
+def save_checkpoint(folder: str | Path, state: RunState, fingerprint: Fingerprint) -> None:
     """Write the state of a run.
 
     Args:
         folder: Where to; the checkpoint before is replaced.
-        hypernet: The weights.
-        optimizer: Its state.
-        schedule: Its state, if there is one.
-        progress: The rest, plain values: epoch, position in the Sobol sequence, history, a fingerprint of the run.
-    """
-    tree = {
-        "hypernet": hypernet.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": _plain(schedule.state_dict()) if schedule is not None else None,
-        "progress": progress,
-    }
-    save_tree(folder, _NAME, tree, kind=_KIND)
-
-
-def load_checkpoint(
-    folder: str | Path,
-    hypernet: nn.Module,
-    optimizer: Optimizer,
-    schedule: LRScheduler | None,
-    *,
-    fingerprint: dict[str, Any],
-) -> dict[str, Any]:
-    """Put a run's state back in place and return its progress.
+        state: Of the run.
+        fingerprint: What the run is.
 
     Raises:
-        StorageError: If the checkpoint cannot be read, or belongs to a run with other settings.
+        StorageError: If it cannot be written.
+    """
+    save_tree(folder, _NAME, {"fingerprint": fingerprint, **state.state_dict()}, kind=_KIND)
+
+
+def load_checkpoint(folder: str | Path, state: RunState, fingerprint: Callable[[int | None], Fingerprint]) -> None:
+    """Put a run's state back in place.
+
+    Args:
+        folder: What was saved to.
+        state: Whose parts are restored.
+        fingerprint: What this run is, if it had as many steps as asked for.
+
+    Raises:
+        StorageError: If the checkpoint cannot be read, or belongs to another run.
     """
     tree = load_tree(folder, _NAME, kind=_KIND)
-    saved = tree["progress"]["fingerprint"]
-    different = [key for key, value in fingerprint.items() if saved.get(key) != value]
-    if different:
-        details = ", ".join(f"{key} was {saved.get(key)!r}, is {fingerprint[key]!r}" for key in different)
-        raise StorageError(f"The checkpoint in '{folder}' belongs to another run: {details}.")
     try:
-        hypernet.load_state_dict(tree["hypernet"])
-        optimizer.load_state_dict(tree["optimizer"])
-        if schedule is not None and tree["schedule"] is not None:
-            schedule.load_state_dict(tree["schedule"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise StorageError(f"The checkpoint in '{folder}' does not fit this run: {error}") from error
-    progress: dict[str, Any] = tree["progress"]
-    return progress
+        saved, total = tree.pop("fingerprint"), tree["schedule"]["total"]
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"The checkpoint in '{folder}' does not hold what a run needs: {error!r}.") from error
+    if different := differences(saved, fingerprint(total)):
+        raise StorageError(f"The checkpoint in '{folder}' belongs to another run: {different}.")
+    try:
+        state.load_state_dict(tree)
+    except StorageError as error:
+        raise StorageError(f"The checkpoint in '{folder}' does not fit this run: {error}.") from error
 
 
 def check_readable(folder: str | Path) -> None:
@@ -77,7 +67,7 @@ def check_readable(folder: str | Path) -> None:
     load_tree(folder, _NAME, kind=_KIND)
 
 
-def load_result(folder: str | Path, hypernet: HyperNetwork) -> tuple[list[dict[str, Any]], frozenset[str]]:
+def load_result(folder: str | Path, hypernet: HyperNetwork) -> tuple[list[Record], frozenset[str]]:
     """Put a run's weights into `hypernet` and return its history, and the hyperparameters that nothing has read.
 
     Raises:
@@ -86,12 +76,7 @@ def load_result(folder: str | Path, hypernet: HyperNetwork) -> tuple[list[dict[s
     tree = load_tree(folder, _NAME, kind=_KIND)
     try:
         hypernet.load_state_dict(tree["hypernet"])
-    except RuntimeError as error:
+        progress = tree["progress"]
+        return progress["history"], frozenset(hypernet.space) - set(progress["reads"])
+    except (RuntimeError, KeyError, TypeError) as error:
         raise StorageError(f"The checkpoint in '{folder}' does not fit this hypernetwork: {error}") from error
-    progress = tree["progress"]
-    return progress["history"], frozenset(hypernet.space) - set(progress["reads"])
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A schedule's state without functions, which it cannot restore either."""
-    return {k: v for k, v in state.items() if isinstance(v, (int, float, str, list, tuple, type(None)))}

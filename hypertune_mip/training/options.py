@@ -1,11 +1,11 @@
-"""How to train: every choice of `fit` that is not data, validated in one place."""
+"""How to train: every choice of `fit` that is not data, declared, documented and validated in one place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from hypertune_mip.errors import DataError, HypertuneError
+from hypertune_mip.execution import Execution
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 Callback = Callable[[dict[str, Any]], None]
 Loss = Callable[[nn.Module, Any, Any], Tensor]
+_T = TypeVar("_T")
 
 
 class OptionError(HypertuneError, ValueError):
     """An option of `fit` is invalid."""
+
+
+class UnknownOptionError(OptionError, TypeError):
+    """There is no option of this name."""
 
 
 def adam(parameters: Iterable[Any]) -> Optimizer:
@@ -34,29 +40,79 @@ def cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
     return CosineAnnealingLR(optimizer, steps)
 
 
+def option(default: _T, description: str, *, may_differ: bool = False) -> _T:
+    """A field of `Options`.
+
+    Args:
+        default: Its default.
+        description: For the documentation of every function that takes it.
+        may_differ: Whether a run may be resumed with another value.
+    """
+    made: Any = field(default=default, metadata={"description": description, "may_differ": may_differ})
+    return made  # type: ignore[no-any-return]  # as `dataclasses.field` itself is typed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `fit`; see there for each."""
+    """Options of `fit`. `keywords` gives them to functions, with these defaults and descriptions.
 
-    epochs: int = 40
-    settings_per_step: int | Literal["auto"] = "auto"
-    batching: Literal["auto", "split", "full"] = "auto"
-    endpoints: float = 0.0
-    normalize: bool = True
-    optimizer: OptimizerFactory = adam
-    schedule: ScheduleFactory | None = cosine
-    gradient_clip: float | None = None
-    accumulate: int = 1
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str | torch.device = "auto"
-    seed: int = 0
-    progress: bool = True
-    callbacks: Sequence[Callback] = ()
-    validate_every: int | None = None
-    validation_settings: int = 4
-    checkpoint: str | Path | None = None
-    checkpoint_every: int = 1
-    resume: bool = False
+    Raises:
+        OptionError: If one is invalid.
+    """
+
+    epochs: int = option(40, "Passes over `train_loader`; as many as one plain training takes is a good start.")
+    settings_per_step: int | Literal["auto"] = option(
+        "auto", 'Settings K that share a step; "auto" takes about the square root of the batch size, up to 16.'
+    )
+    batching: Literal["auto", "split", "full"] = option(
+        "auto",
+        '"split" gives each setting its own part of the batch, for the cost of a step or two; "full" gives each setting'
+        ' the whole batch, which is better and up to K times as dear; "auto" splits, unless network and batch are so'
+        ' small that three whole batches cost little more, and `settings_per_step` is "auto" as well.',
+    )
+    endpoints: float = option(0.0, "Share of settings moved to the ends of each range; see `SearchSpace.sample`.")
+    normalize: bool = option(
+        True,
+        "Whether settings are weighted and heads hold back at first, so that strong penalties neither dominate nor"
+        " crush the network; see `training.weighting` and `training.pace`.",
+    )
+    optimizer: OptimizerFactory = option(adam, "From parameters to any torch optimiser; the default is Adam at 6e-3.")
+    schedule: ScheduleFactory | None = option(
+        cosine, "From (optimiser, steps) to a torch schedule that is advanced every step; None keeps the rate."
+    )
+    gradient_clip: float | None = option(None, "Largest norm of the whole gradient.")
+    accumulate: int = option(1, "Batches whose gradients are added up before each optimiser step.")
+    precision: Literal["float32", "bfloat16", "float16"] = option(
+        "float32", '"bfloat16" or "float16" for mixed precision.'
+    )
+    execution: Execution | Literal["measured", "usual"] = option(
+        "measured",
+        'How the settings of a step run, which decides about time alone. `Execution` says it by hand; "measured" times'
+        ' a few steps of each way at the start of a run that is long enough; "usual" takes one after another where one'
+        " setting has a step to itself, and all at once otherwise.",
+    )
+    capture: bool = option(
+        True, "Whether steps on CUDA are captured in a CUDA graph, where they can be.", may_differ=True
+    )
+    device: str | torch.device = option("auto", '"auto" takes CUDA where there is one.', may_differ=True)
+    seed: int = option(0, "Of settings, batches and noise.")
+    progress: bool = option(True, "Whether to show a bar with loss and time left.", may_differ=True)
+    callbacks: Sequence[Callback] = option(
+        (), "Each gets every epoch's record, a dict; see `hypertune_mip.callbacks`.", may_differ=True
+    )
+    validate_every: int | None = option(
+        None, "Epochs between validations; None validates four times. The last epoch always is.", may_differ=True
+    )
+    validation_settings: int = option(
+        4, "How many settings a validation looks at, the same each time.", may_differ=True
+    )
+    checkpoint: str | Path | None = option(None, "Folder for checkpoints.", may_differ=True)
+    checkpoint_every: int = option(1, "Epochs between them.", may_differ=True)
+    resume: bool = option(
+        False,
+        "Whether to go on from the one in `checkpoint`; on a CPU the result is the same bit for bit.",
+        may_differ=True,
+    )
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -68,6 +124,8 @@ class Options:
             at_least(1, validate_every=self.validate_every)
         _one_of(("auto", "split", "full"), batching=self.batching)
         _one_of(("float32", "bfloat16", "float16"), precision=self.precision)
+        if not isinstance(self.execution, Execution):
+            _one_of(("measured", "usual"), execution=self.execution)
         if not 0.0 <= self.endpoints < 1.0:
             raise OptionError(f"`endpoints` must lie in [0, 1), but got {self.endpoints!r}.")
         if self.gradient_clip is not None and not self.gradient_clip > 0:

@@ -26,6 +26,8 @@ def lead(progress: float) -> float:
 class Pace:
     """Slows those parameters of an optimiser that are not theta_0.
 
+    Groups are looked up in the optimiser each time, since its `load_state_dict` puts new ones in place of the old.
+
     Args:
         optimizer: Its groups are split in place, so schedules must be made afterwards. Groups without an `lr` are left
             as they are.
@@ -35,26 +37,29 @@ class Pace:
 
     def __init__(self, optimizer: Optimizer, theta_0: nn.Module, *, active: bool = True) -> None:
         """See the class."""
-        kept = {id(parameter) for parameter in theta_0.parameters() if parameter.requires_grad}
-        self._slowed: list[dict[str, Any]] = []
-        if not active or not kept:  # with theta_0 frozen there is nothing to wait for
-            return
-        groups = []
-        for group in optimizer.param_groups:
-            parts = [[p for p in group["params"] if (id(p) in kept) is keep] for keep in (True, False)]
-            groups += [{**group, "params": part} for part in parts if part]
-        optimizer.param_groups[:] = groups
-        self._slowed = [group for group in groups if id(group["params"][0]) not in kept and "lr" in group]
+        self._optimizer = optimizer
+        self._kept = {id(parameter) for parameter in theta_0.parameters() if parameter.requires_grad}
+        self._active = active and bool(self._kept)  # with theta_0 frozen there is nothing to wait for
+        if self._active:
+            optimizer.param_groups[:] = [part for group in optimizer.param_groups for part in self._split(group)]
 
     @contextmanager
     def at(self, progress: float) -> Iterator[None]:
         """The optimiser's rates inside the block are those for this share of training."""
         factor = START ** lead(progress)
-        rates = [group["lr"] for group in self._slowed]
-        for group in self._slowed:
+        slowed = [group for group in self._optimizer.param_groups if self._is_slowed(group)]
+        rates = [group["lr"] for group in slowed]
+        for group in slowed:
             group["lr"] = group["lr"] * factor
         try:
             yield
         finally:
-            for group, rate in zip(self._slowed, rates, strict=True):
+            for group, rate in zip(slowed, rates, strict=True):
                 group["lr"] = rate
+
+    def _split(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        parts = [[p for p in group["params"] if (id(p) in self._kept) is kept] for kept in (True, False)]
+        return [{**group, "params": part} for part in parts if part]
+
+    def _is_slowed(self, group: dict[str, Any]) -> bool:
+        return self._active and "lr" in group and id(group["params"][0]) not in self._kept

@@ -30,17 +30,16 @@ class SettingsStream:
         self._world_size = world_size
         self._stream = SobolStream(len(space), seed=seed)
 
-    @property
-    def position(self) -> int:
-        """Points of the sequence that are used up, over all workers."""
-        return self._stream.position
-
-    def move_to(self, position: int) -> None:
-        """Go on from a position that an earlier run reached."""
-        self._stream = SobolStream(len(self._space), seed=self._seed, position=position)
-
     def draw(self, count: int) -> Float[Tensor, "S d"]:
         """This worker's part of the next `count` x `world_size` settings."""
         points = self._stream.draw(count * self._world_size)
         own = points[self._rank * count : (self._rank + 1) * count]
         return self._space.snap(oversample_endpoints(own, self._endpoints))
+
+    def state_dict(self) -> dict[str, int]:
+        """Points of the sequence that are used up, over all workers."""
+        return {"position": self._stream.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from where an earlier run stopped."""
+        self._stream = SobolStream(len(self._space), seed=self._seed, position=state["position"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,10 +15,9 @@ from hypertune_mip.errors import DataError, LossError
 from hypertune_mip.evaluation import batch_size
 from hypertune_mip.execution import Execution, Weigh
 from hypertune_mip.hypernetwork import HyperNetwork
-from hypertune_mip.training.options import Loss
+from hypertune_mip.training.options import Loss, Options
 
 _FEW = 3  # settings that have a whole batch each
-_OVERHEAD = 2**24  # multiplications, about: a forward pass with fewer takes no time beside the overhead of a step
 
 
 class TrainingStep(nn.Module):
@@ -52,10 +51,11 @@ class TrainingStep(nn.Module):
         """
         data = split_batch(batch, len(units)) if split else batch
         return self.hypernet.weighted(
-            self._scalar, units, data, split=split, weigh=weigh, execution=execution, reads=self.reads
+            self.scalar, units, data, split=split, weigh=weigh, execution=execution, reads=self.reads
         )
 
-    def _scalar(self, model: nn.Module, batch: Any, config: Any) -> Tensor:
+    def scalar(self, model: nn.Module, batch: Any, config: Any) -> Tensor:
+        """The loss, 0-d and not in half precision; raises LossError if it is none."""
         with autocast(self.hypernet.device, self.precision):
             value = self.loss(model, batch, config)
         if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
@@ -90,24 +90,20 @@ def split_batch(batch: Any, settings: int) -> Any:
     return tree_map(lambda t: t[: part * settings].reshape(settings, part, *t.shape[1:]), batch)
 
 
-def plan(
-    size: int,
-    parameters: int,
-    *,
-    settings: int | Literal["auto"],
-    batching: Literal["auto", "split", "full"],
-) -> tuple[int, bool]:
-    """How many settings share a step, and whether they split the batch.
+def settings_of_a_step(size: int, largest: int, options: Options, total: int | None) -> tuple[int, bool]:
+    """How many settings share a step, and whether they split its batch.
 
     Args:
         size: Of the batch.
-        parameters: Of the primary network.
-        settings: As in `fit`.
-        batching: As in `fit`.
+        largest: Of the largest batch so far: an epoch's last one may be smaller.
+        options: See `fit`.
+        total: Steps of the run, if that is known.
     """
-    if batching == settings == "auto" and _FEW * size * parameters <= _OVERHEAD:
-        return _FEW, False
-    return automatic_settings(size) if settings == "auto" else settings, batching != "full"
+    settings, batching = options.settings_per_step, options.batching
+    if settings == "auto":
+        settings = automatic_settings(largest) if batching == "split" else _FEW
+    split = batching == "split" or (batching == "auto" and options.settings_per_step != "auto")
+    return (min(settings, size) if size < largest else settings) if split else settings, split
 
 
 def automatic_settings(size: int) -> int:

@@ -16,6 +16,8 @@ class Strategy(Protocol):
 
     rank: int
     world_size: int
+    keeps: bool
+    """Whether it keeps checkpoints."""
 
     def prepare(self, step: nn.Module) -> nn.Module:
         """The training step, wrapped so that its gradients are the mean over workers."""
@@ -51,6 +53,7 @@ class SingleProcess:
     def __init__(self, folder: str | Path | None = None) -> None:
         """See the class."""
         self._folder = folder
+        self.keeps = folder is not None
 
     def prepare(self, step: nn.Module) -> nn.Module:
         """The step as it is."""

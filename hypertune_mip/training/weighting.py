@@ -66,9 +66,9 @@ class SettingWeights:
         self._running = 0.0
         self._scale = math.nan  # log of the mean of loss^-p
         self._low, self._high = math.inf, -math.inf
-        self._gram = _RIDGE * np.eye(columns + 1)
-        self._moment = np.zeros(columns + 1)
-        self._coefficients = np.zeros(columns + 1)
+        self._gram: Array = _RIDGE * np.eye(columns + 1)
+        self._moment: Array = np.zeros(columns + 1)
+        self._coefficients: Array = np.zeros(columns + 1)
 
     @property
     def settled(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import ray
 import ray.data
@@ -17,9 +18,9 @@ from torch.utils.data import DataLoader
 from hypertune_mip import Budget, HyperNetwork, OptionError, Surrogate
 from hypertune_mip import fit as fit_in_one_process
 from hypertune_mip.evaluation import Metric
-from hypertune_mip.training import Loss, Options, adam, cosine
+from hypertune_mip.training import Loss, Options
 from hypertune_mip.training.checkpoint import load_result
-from hypertune_mip.training.options import Callback, OptimizerFactory, ScheduleFactory, at_least
+from hypertune_mip.training.keywords import TrainingKeywords, check_names, takes_options
 from hypertune_mip.verification.response import warn_of_no_response
 from hypertune_mip_ray.checkpoints import IN_THIS_PROCESS, mend, newest, opened, run_folder, with_absolute_path
 from hypertune_mip_ray.cluster import check_resources, connect, own_error, sent
@@ -30,6 +31,21 @@ from hypertune_mip_ray.worker import Job, work
 _PAUSE = 30.0  # seconds between checkpoints at least, unless `checkpoint_every` says otherwise
 
 
+_ELSEWHERE = {
+    "device": "`scaling_config` says where to train.",
+    "checkpoint": "`run_config` says where checkpoints go.",
+}
+_NOTES = {
+    "settings_per_step": "Each worker has its own K.",
+    "normalize": "Settings are weighted among those of all workers.",
+    "schedule": "With another number of workers it goes on from the same share of training.",
+    "accumulate": "Workers exchange gradients once an optimiser step.",
+    "progress": "In the driver.",
+    "callbacks": "They run in the first worker.",
+}
+
+
+@takes_options(TrainingKeywords.__annotations__, notes=_NOTES)
 def fit(
     hypernet: HyperNetwork,
     loss: Loss,
@@ -42,22 +58,8 @@ def fit(
     shuffle_buffer: int | None = None,
     metric: Metric | None = None,
     val_loader: Iterable[Any] | None = None,
-    epochs: int = 40,
-    settings_per_step: int | Literal["auto"] = "auto",
-    batching: Literal["auto", "split", "full"] = "auto",
-    endpoints: float = 0.0,
-    normalize: bool = True,
-    optimizer: OptimizerFactory = adam,
-    schedule: ScheduleFactory | None = cosine,
-    gradient_clip: float | None = None,
-    accumulate: int = 1,
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
-    seed: int = 0,
-    progress: bool = True,
-    callbacks: Sequence[Callback] = (),
-    validate_every: int | None = None,
-    validation_settings: int = 4,
     checkpoint_every: int | None = None,
+    **options: Unpack[TrainingKeywords],
 ) -> Surrogate:
     """`hypertune_mip.fit` on the workers of Ray Train, with its failure handling and checkpoints.
 
@@ -67,7 +69,7 @@ def fit(
     workers, gradients are averaged by DistributedDataParallel. Checkpoints go to the storage of `run_config`; a run
     that loses a worker, a node or its driver goes on from the last one.
 
-    `device` and `checkpoint` of `hypertune_mip.fit` are not among the arguments: `scaling_config` says where to train,
+    Options are those of `hypertune_mip.fit`, but for `device` and `checkpoint`: `scaling_config` says where to train,
     `run_config` where checkpoints go.
 
     Args:
@@ -86,26 +88,13 @@ def fit(
         shuffle_buffer: For a `ray.data.Dataset` only: examples among which the order is drawn anew each epoch.
         metric: As in `hypertune_mip.fit`.
         val_loader: Validation data, for the first worker.
-        epochs: Passes over the data.
-        settings_per_step: Settings K of each worker.
-        batching: As in `hypertune_mip.fit`.
-        endpoints: As in `hypertune_mip.fit`.
-        normalize: As in `hypertune_mip.fit`, over the settings of all workers.
-        optimizer: As in `hypertune_mip.fit`.
-        schedule: As in `hypertune_mip.fit`; with another number of workers it goes on from the same share of training.
-        gradient_clip: As in `hypertune_mip.fit`.
-        accumulate: As in `hypertune_mip.fit`; workers exchange gradients once an optimiser step.
-        precision: As in `hypertune_mip.fit`.
-        seed: As in `hypertune_mip.fit`.
-        progress: Whether to show a bar, in the driver.
-        callbacks: Run in the first worker.
-        validate_every: As in `hypertune_mip.fit`.
-        validation_settings: As in `hypertune_mip.fit`.
         checkpoint_every: Epochs between checkpoints. None waits until half a minute has passed, since Ray takes in one
             every two seconds at most. After the last epoch there is one in any case.
+        **options: How to train; `hypertune_mip.training.Options` declares each.
 
     Raises:
-        OptionError: If an option is invalid, a name is taken, or GPUs are asked for on a single machine without one.
+        OptionError: If an option is invalid or is none of these (then it is a TypeError as well), a name is taken, or
+            GPUs are asked for on a single machine without one.
         DataError: If there are more workers than examples, or something cannot be sent to the workers.
         TrainingError: If a loss is not finite on any worker; all stop, and the setting is named. As with any error that
             would come again, training is not tried a second time, whatever `run_config` allows.
@@ -116,26 +105,10 @@ def fit(
         HypertuneWarning: As in `hypertune_mip.fit`; if a damaged checkpoint is passed over; or if the cluster has fewer
             resources than are asked for, so that Ray waits.
     """
-    if checkpoint_every is not None:
-        at_least(1, checkpoint_every=checkpoint_every)
-    options = Options(
-        epochs=epochs,
-        settings_per_step=settings_per_step,
-        batching=batching,
-        endpoints=endpoints,
-        normalize=normalize,
-        optimizer=optimizer,
-        schedule=schedule,
-        gradient_clip=gradient_clip,
-        accumulate=accumulate,
-        precision=precision,
-        seed=seed,
-        progress=False,
-        callbacks=callbacks,
-        validate_every=validate_every,
-        validation_settings=validation_settings,
-        checkpoint_every=checkpoint_every or 1,
-    )
+    check_names(fit, options, elsewhere=_ELSEWHERE)
+    asked = Options(**options)
+    every = 1 if checkpoint_every is None else checkpoint_every
+    chosen = dataclasses.replace(asked, progress=False, checkpoint_every=every)
     scaling = scaling_config or ScalingConfig(num_workers=1)
     workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[-1]
     storage = run_config if run_config is not None else RunConfig(name=f"hypertune-mip-{uuid.uuid4().hex[:12]}")
@@ -148,14 +121,14 @@ def fit(
         data.of_worker,
         metric,
         val_loader,
-        options,
+        chosen,
         folder,
         checkpoint_seconds=_PAUSE if checkpoint_every is None else 0.0,
     )
     if workers == 0:
-        surrogate = _fit_here(job, storage, data, progress=progress)
+        surrogate = _fit_here(job, storage, data, progress=asked.progress)
     else:
-        surrogate = _fit_there(job, storage, data, scaling, progress=progress)
+        surrogate = _fit_there(job, storage, data, scaling, progress=asked.progress)
     surrogate.train_loader = data.of_driver
     return surrogate
 

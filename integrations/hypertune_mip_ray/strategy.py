@@ -33,6 +33,8 @@ class RayStrategy:
         DataError: If workers have different numbers of batches: they would wait for each other forever.
     """
 
+    keeps = True
+
     def __init__(self, loader: Iterable[Any], epochs: int, seconds: float) -> None:
         """See the class."""
         context = ray.train.get_context()

@@ -1,0 +1,201 @@
+"""From a batch to gradients: which settings share it, in which way they run, and how much each of them counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hypertune_mip.encoding import encode
+from hypertune_mip.evaluation import batch_size, to_device
+from hypertune_mip.execution import FACTORED, FORMED, Captured, Execution, candidates, measured
+from hypertune_mip.execution.choice import small_parameters, without_trace
+from hypertune_mip.training.options import Options
+from hypertune_mip.training.run_state import RunState
+from hypertune_mip.training.step import TrainingStep, settings_of_a_step, split_batch
+from hypertune_mip.training.strategy import Strategy
+
+_WORTH_MEASURING = 400  # steps of a run: to measure takes up to sixteen
+
+
+class Gradients:
+    """Adds a batch's share to the gradients.
+
+    Args:
+        step: The training step, of this process.
+        prepared: The same as the strategy prepared it.
+        options: See `fit`.
+        strategy: Where training runs.
+        state: Of the run; its settings, weights and plan are changed.
+        total: Steps of the run, if that is known.
+    """
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        prepared: nn.Module,
+        options: Options,
+        strategy: Strategy,
+        state: RunState,
+        *,
+        total: int | None,
+    ) -> None:
+        """See the class."""
+        self._step, self._prepared = step, prepared
+        self._options, self._strategy, self._state, self._total = options, strategy, state, total
+        self._hypernet = state.hypernet
+        self._waiting: list[tuple[Tensor, Tensor, float]] = []  # steps that the weights have not learned from yet
+        self._captured: dict[bool, Captured] = {}
+
+    def __call__(self, batch: Any, *, progress: float, share: float) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S"]]:
+        """Settings and losses of all workers at this batch, whose gradients are added to those that are there.
+
+        Args:
+            batch: As the loader gives it.
+            progress: Share of training that is over, in [0, 1].
+            share: Of the batch in its optimiser step.
+        """
+        state, device, world = self._state, self._hypernet.device, self._strategy.world_size
+        size = batch_size(batch)
+        state.plan.largest_batch = max(state.plan.largest_batch, size)
+        count, split = settings_of_a_step(size, state.plan.largest_batch, self._options, self._total)
+        batch = to_device(batch, device)
+        units = state.settings.draw(count)
+        if state.plan.execution is None:
+            state.plan.execution = self._execution(count, split, batch)
+        encoded = encode(units, self._hypernet.space.dimensions, self._hypernet.encoding).numpy()
+        weigh = _Weigh(state, encoded, progress=progress, settings=count * world, share=share * world, device=device)
+        if weigh.known is not None and self._captures:
+            losses = self._replayed(units.to(device), batch, split, weigh.known)
+        else:
+            total, losses = self._prepared(units, batch, split, weigh, state.plan.execution)
+            total.backward()
+        if world > 1:
+            everywhere = torch.cat([units.to(device), losses.to(units.dtype).unsqueeze(1)], 1)
+            everywhere = self._strategy.gather(everywhere)
+            units, losses = everywhere[:, :-1], everywhere[:, -1]
+        self._waiting.append((units, losses, progress))
+        if device.type == "cpu":
+            self.learn()
+        return units, losses
+
+    def learn(self) -> None:
+        """Let the weights learn from the steps since the last call; waits for the device."""
+        for units, losses, progress in self._waiting:
+            encoded = encode(units.cpu(), self._hypernet.space.dimensions, self._hypernet.encoding).numpy()
+            self._state.weights.observe(losses.double().cpu().numpy(), encoded, progress=progress)
+        self._waiting.clear()
+
+    def start_epoch(self) -> None:
+        """Steps that are captured are compared with what they stand for once more."""
+        for captured in self._captured.values():
+            captured.start_epoch()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """How steps run, in plain values, for the record of a run."""
+        execution = self._state.plan.execution
+        reasons = [captured.refused for captured in self._captured.values()]
+        return {
+            **(execution.to_json() if execution is not None else {}),
+            "seconds": self._state.plan.seconds,
+            "captured": bool(reasons) and not any(reasons),
+            "not_captured": next((reason for reason in reasons if reason), None),
+        }
+
+    @property
+    def _captures(self) -> bool:
+        """Whether steps are captured: with several workers the backward pass's hooks start their exchange."""
+        return self._options.capture and self._hypernet.device.type == "cuda" and self._strategy.world_size == 1
+
+    def _replayed(self, units: Tensor, batch: Any, split: bool, weights: Tensor) -> Tensor:
+        if split not in self._captured:
+            execution = self._state.plan.execution
+
+            def step(units: Tensor, batch: Any, weights: Tensor) -> Tensor:
+                total, losses = self._step(units, batch, split, lambda losses, rows: weights[rows], execution)
+                total.backward()
+                numbers: Tensor = losses
+                return numbers
+
+            parameters = [p for p in self._hypernet.parameters() if p.requires_grad]
+            device, precision = self._hypernet.device, self._options.precision
+            self._captured[split] = Captured(step, parameters, device, precision=precision)
+        return self._captured[split](units, batch, weights)
+
+    def _execution(self, count: int, split: bool, batch: Any) -> Execution:
+        """How settings run: as was asked for, the way that was fastest here, or what usually is where time is short."""
+        mapping = self._hypernet.kernel.mapping
+        if isinstance(self._options.execution, Execution):
+            return self._options.execution
+        if self._options.execution == "usual" or (self._total is not None and self._total < _WORTH_MEASURING):
+            usual = FORMED if count == 1 else FACTORED
+            return usual if mapping in ("auto", usual.mapping) else (FORMED if mapping == "loop" else FACTORED)
+        ways = self._ways(count, split, batch)
+        seconds = self._measured(ways, count, split, batch) if self._strategy.rank == 0 else {}
+        fastest = ways.index(min(seconds, key=seconds.__getitem__)) if seconds else 0
+        chosen = self._strategy.gather(torch.tensor([fastest], device=self._hypernet.device))[0]
+        self._state.plan.seconds = [[way.to_json(), taken] for way, taken in seconds.items()]
+        return ways[int(chosen)]
+
+    def _ways(self, count: int, split: bool, batch: Any) -> list[Execution]:
+        hypernet, kernel = self._hypernet, self._hypernet.kernel
+        units = hypernet.space.sample(count)
+        structured = kernel.structured(hypernet.settings(units[:1]))
+        data = split_batch(batch, count) if split else batch
+
+        def call() -> None:
+            with torch.no_grad():
+                hypernet(self._step.scalar, units[:1], data, split=split, execution=FORMED)
+
+        with without_trace(hypernet, hypernet.device):
+            small = small_parameters(hypernet.network, sorted(structured), call)
+        return candidates(kernel.mapping, small, len(structured))
+
+    def _measured(self, ways: Sequence[Execution], count: int, split: bool, batch: Any) -> dict[Execution, float]:
+        units = self._hypernet.space.sample(count)
+
+        def step(way: Execution) -> None:
+            total, _ = self._step(units, batch, split, lambda losses, rows: torch.ones_like(losses), way)
+            total.backward()
+            self._hypernet.zero_grad(set_to_none=True)
+
+        with without_trace(self._hypernet, self._hypernet.device):
+            return measured(step, ways, self._hypernet.device)
+
+
+class _Weigh:
+    """From losses of some settings of a step to their weights; see `Weigh`."""
+
+    def __init__(
+        self,
+        state: RunState,
+        encoded: np.ndarray,
+        *,
+        progress: float,
+        settings: int,
+        share: float,
+        device: torch.device,
+    ) -> None:
+        self._weights, self._encoded = state.weights, encoded
+        self._options: dict[str, Any] = {"progress": progress, "settings": settings}
+        self._share, self._dtype = share, state.hypernet.dtype
+        # in float16, gradients are scaled from the loss on
+        self._scale = state.scaler.scale(torch.ones((), device=device)) if state.scaler.is_enabled() else None
+        self.known: Tensor | None = None
+        if self._weights.settled:
+            self.known = self._tensor(self._weights(None, encoded, **self._options), device)
+
+    def __call__(self, losses: Tensor, rows: slice) -> Tensor:
+        if self.known is not None:
+            return self.known[rows]
+        numbers = losses.double().cpu().numpy()
+        return self._tensor(self._weights(numbers, self._encoded[rows], **self._options), losses.device)
+
+    def _tensor(self, weights: np.ndarray, device: torch.device) -> Tensor:
+        made = torch.from_numpy(weights * self._share).to(device, self._dtype, non_blocking=True)
+        return made if self._scale is None else made * self._scale

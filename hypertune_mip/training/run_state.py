@@ -1,0 +1,161 @@
+"""The state of a run, as parts: what a checkpoint holds, and what a resumed run goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hypertune_mip.errors import StorageError
+from hypertune_mip.execution import Execution
+from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.training.schedule import Schedule
+from hypertune_mip.training.settings import SettingsStream
+from hypertune_mip.training.weighting import SettingWeights
+
+Record = dict[str, Any]
+"""Of one epoch: epoch, step, loss (mean over steps and settings), learning_rate, seconds, validation figures."""
+
+
+class Part(Protocol):
+    """A part of a run's state; the names at the top of its state stay the same over a run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, from which it can go on."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Go on from such a state."""
+
+
+@dataclass
+class Planned:
+    """What decides how many settings share a step, and in which way they run.
+
+    Args:
+        largest_batch: Examples of the largest batch so far.
+        execution: The way, once it has been chosen.
+        seconds: What a step took by each way that was measured: pairs of the way, in plain values, and the time.
+    """
+
+    largest_batch: int = 0
+    execution: Execution | None = None
+    seconds: list[list[Any]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Part`."""
+        execution = None if self.execution is None else self.execution.to_json()
+        return {"largest_batch": self.largest_batch, "execution": execution, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """See `Part`."""
+        self.largest_batch, self.seconds = state["largest_batch"], state["seconds"]
+        self.execution = None if state["execution"] is None else Execution.from_json(state["execution"])
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Args:
+        history: One record an epoch.
+        reads: Hyperparameters that the loss or a layer has read.
+    """
+
+    history: list[Record] = field(default_factory=list)
+    reads: set[str] = field(default_factory=set)
+
+    @property
+    def epochs(self) -> int:
+        """That are done."""
+        return len(self.history)
+
+    @property
+    def steps(self) -> int:
+        """That are done."""
+        return int(self.history[-1]["step"]) if self.history else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Part`."""
+        return {"history": self.history, "reads": sorted(self.reads)}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """See `Part`."""
+        self.history = state["history"]
+        self.reads.clear()  # the training step holds the same set
+        self.reads.update(state["reads"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """The parts, which are saved under their names here and restored in this order."""
+
+    hypernet: HyperNetwork
+    optimizer: Optimizer
+    schedule: Schedule  # after the optimiser, whose rates it may set anew
+    scaler: torch.amp.GradScaler
+    settings: SettingsStream
+    weights: SettingWeights
+    plan: Planned
+    progress: Progress
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """By name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each part by its name."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """`a.load_state_dict(b.state_dict())`, and `a` goes on as `b` would, bit for bit on a CPU.
+
+        Raises:
+            StorageError: If a part is missing or strange, by name.
+        """
+        _check_names("the state", state, self.parts)
+        for name, part in self.parts.items():
+            fresh, saved = part.state_dict(), state[name]
+            try:
+                _check_names("it", saved, fresh)
+                part.load_state_dict(_as_in(fresh, saved))
+            except (StorageError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise StorageError(f"'{name}' does not fit: {error}") from error
+
+
+def _check_names(what: str, saved: Any, expected: Iterable[str]) -> None:
+    if not isinstance(saved, Mapping):
+        raise StorageError(f"{what} must hold {list(expected)}, but is a {type(saved).__name__}")
+    missing = [name for name in expected if name not in saved]
+    extra = [name for name in saved if name not in set(expected)]
+    if missing or extra:
+        raise StorageError(f"{what} lacks {reprlib.repr(missing)}, and holds {reprlib.repr(extra)} too many")
+
+
+def _as_in(fresh: Any, saved: Any) -> Any:
+    """What was saved, with the containers that a fresh state has: JSON knows neither tuples nor counters."""
+    if fresh is None or saved is None:
+        return saved
+    if _kind(fresh) is not _kind(saved):
+        raise StorageError(f"{reprlib.repr(saved)} stands where {reprlib.repr(fresh)} was at the start")
+    if isinstance(saved, dict):
+        items = {name: _as_in(fresh.get(name), item) for name, item in saved.items()}
+        return Counter(items) if isinstance(fresh, Counter) else items
+    if isinstance(saved, list):
+        return type(fresh)(_as_in(*pair) for pair in zip_longest(fresh[: len(saved)], saved))
+    return saved
+
+
+def _kind(value: Any) -> type:
+    """Of a value in a state; a number may have become a tensor."""
+    if isinstance(value, (bool, int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+        return float
+    return next((kind for kind in (Tensor, str, Mapping) if isinstance(value, kind)), list)
