@@ -195,6 +195,7 @@ def test_a_run_resumed_with_another_number_of_batches_keeps_the_schedule(tmp_pat
 
 HARMLESS = {
     "device": torch.device("cpu"),
+    "capture": False,
     "progress": True,
     "callbacks": [lambda record: None],
     "validate_every": 2,
@@ -214,6 +215,7 @@ DECISIVE: dict[str, tuple[Any, str]] = {
     "gradient_clip": (1.0, r"gradient_clip was None, is 1\.0"),
     "accumulate": (2, r"accumulate was 1, is 2"),
     "precision": ("bfloat16", r"precision was 'float32', is 'bfloat16'"),
+    "execution": ("usual", r"execution was 'measured', is 'usual'"),
     "seed": (1, r"seed was 0, is 1"),
 }
 
