@@ -294,7 +294,7 @@ def in_two_groups(parameters: Any) -> Optimizer:
         ("optimizer", SGD, in_two_groups, r"optimizer\.groups was a list of 1, is a list of 2\."),
         ("optimizer", SGD, lambda p: torch.optim.SGD(p, momentum=0.9, lr=0.05), None),
         ("schedule", cosine, lambda o, n: cosine(o, 2 * n), r"schedule\.numbers\.T_max was 9, is 18, schedule\.rates"),
-        ("schedule", cosine, lambda o, n: schedules.ConstantLR(o), r"schedule\.class was '.*Cosine.*', is '.*ConstantLR'\."),
+        ("schedule", cosine, lambda o, n: schedules.ConstantLR(o), r"schedule\.class was .*Cosine.*, is .*Constant"),
         ("schedule", cosine, lambda o, n: schedules.CosineAnnealingLR(o, n), None),
         ("schedule", fading(1), fading(2), r"schedule\.rates\.1 was \[0\.003, 0\.003\], is \[0\.002, 0\.002\]"),
         ("schedule", fading(1, after=6), fading(2, after=6), r"schedule\.rates\.8 was "),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 OF_RAY = (
     "ignore::DeprecationWarning:ray",  # about itself
     "ignore::FutureWarning:ray",
@@ -24,12 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A Ray of this machine with four CPUs to give away, whatever it has, whose workers find the tests' modules."""
+    """A Ray of this machine with four CPUs to give away, whatever it has, whose workers find this tree's modules."""
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parent.parent))))
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (HERE, HERE.parent, ROOT, ROOT / "integrations"))))
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()

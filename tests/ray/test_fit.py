@@ -89,10 +89,10 @@ def many(count: int, folder: Path, **options: Any) -> ht.Surrogate:
 
 
 def dies_once(flag: Path) -> Callable[[dict[str, Any]], None]:
-    """A callback that kills its process after the third epoch, the first time."""
+    """A callback that kills its process in the second epoch, while heads still hold back, the first time."""
 
     def callback(record: dict[str, Any]) -> None:
-        if record["epoch"] == 3 and not flag.exists():
+        if record["epoch"] == 2 and not flag.exists():
             flag.touch()
             os._exit(1)
 
@@ -232,7 +232,9 @@ def test_what_a_run_can_be_resumed_with(tmp_path: Path) -> None:
     space = ht.SearchSpace({"decay": FloatDistribution(1e-3, 1.0, log=True), "sparsity": SPACE["sparsity"]})
     other = ht.HyperNetwork(problem.plain_network(), space, trunk=(6,), seed=0).double()
     options = {"run_config": here(tmp_path), "resume": True, "settings_per_step": SETTINGS, **OPTIONS}
-    with pytest.raises(ht.StorageError, match="belongs to another run: space was"):
+    with pytest.raises(
+        ht.StorageError, match=r"belongs to another run: space\.decay\.attributes\.low was 0\.0001, is 0\.001"
+    ):
         ht_ray.fit(other, loss, part_of_batches, **options)
     finished = many(1, tmp_path, resume=True)
     same(alone().hypernet, finished.hypernet, rtol=1e-9, atol=1e-9)
@@ -313,6 +315,12 @@ def test_bad_input(tmp_path: Path) -> None:
         fit(batches, epochs=0)
     with pytest.raises(ht.OptionError, match="`checkpoint_every` must be"):
         fit(batches, checkpoint_every=0)
+    with pytest.raises(
+        ht.OptionError, match=r"`device` is no option of `hypertune_mip_ray\.fit`: `scaling_config` says"
+    ):
+        fit(batches, device="cpu")
+    with pytest.raises(ht.OptionError, match=r"`checkpoint` is no option .*: `run_config` says where"):
+        fit(batches, checkpoint=tmp_path)
     assert not (tmp_path / "run").exists()
 
 
