@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hypertune_mip as ht
-from hypertune_mip import evaluation
-from hypertune_mip.surrogate.search import non_dominated
+from hypertune_mip.evaluation import Evaluator
+from hypertune_mip.evaluation import data as evaluation_data
+from hypertune_mip.surrogate.screen import non_dominated
 
 
 def regression_metric(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -68,7 +70,7 @@ def test_chunks_do_not_change_the_result(surrogate: ht.Surrogate) -> None:
 def test_validation_data_too_large_to_keep_gives_the_same_and_leaves_random_numbers_alone(
     surrogate: ht.Surrogate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "_CACHE_LIMIT", 0)
+    monkeypatch.setattr(evaluation_data, "_CACHE_LIMIT", 0)
     x, y = surrogate._evaluator.data.loader[0]
     loader = DataLoader(TensorDataset(x, y), batch_size=2, shuffle=True)
     before = torch.get_rng_state()
@@ -80,6 +82,20 @@ def test_validation_data_too_large_to_keep_gives_the_same_and_leaves_random_numb
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Loss(torch.autograd.Function):
+    """The metric "loss" at units, with the gradient that the evaluator states."""
+
+    @staticmethod
+    def forward(ctx: Any, evaluator: Evaluator, units: Tensor) -> Tensor:
+        value, slope = evaluator.value_and_gradient(units, "loss")
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[None, Tensor]:
+        return None, incoming[0].unsqueeze(-1) * ctx.saved_tensors[0]
+
+
 def test_gradcheck_in_the_unit_cube(surrogate: ht.Surrogate) -> None:
     free = [dim.cells is None for dim in space().dimensions]
     fixed = space().sample(2)
@@ -87,10 +103,16 @@ def test_gradcheck_in_the_unit_cube(surrogate: ht.Surrogate) -> None:
     def metrics(columns: Tensor) -> Tensor:
         units = fixed.clone()
         units[:, free] = columns
-        return surrogate._evaluate(units, differentiable=True)["loss"]
+        return Loss.apply(surrogate._evaluate, units)
 
     start = (0.2 + 0.6 * fixed[:, free]).requires_grad_()  # away from the kinks of LeakyReLU at no particular place
     assert torch.autograd.gradcheck(metrics, start, eps=1e-7, atol=1e-5)
+
+
+def test_the_value_beside_a_gradient_is_the_metric(surrogate: ht.Surrogate) -> None:
+    units = space().sample(5)
+    for name, value in surrogate._evaluate(units).items():
+        torch.testing.assert_close(surrogate._evaluate.value_and_gradient(units, name)[0], value)
 
 
 def test_gradient_is_the_finite_difference_on_the_native_scale(surrogate: ht.Surrogate) -> None:

@@ -54,8 +54,8 @@ class Dimension(ABC):
         """Places of shape (S,) moved to the place of the value that they stand for."""
         if self.cells is None:
             return unit
-        exact = [self.to_unit(self.from_unit(u)) for u in unit.tolist()]
-        return torch.tensor(exact, dtype=unit.dtype, device=unit.device)
+        index = (unit * self.cells).long().clamp(max=self.cells - 1)
+        return (index.to(unit.dtype) + 0.5) / self.cells
 
     def _number(self, value: Value) -> float:
         if isinstance(value, Tensor) and value.numel() == 1:
@@ -170,6 +170,12 @@ class LogInteger(Dimension):
     def cells(self) -> int | None:
         """Number of integers in the range."""
         return self.high - self.low + 1
+
+    def snap(self, unit: Tensor) -> Tensor:
+        """See `Dimension.snap`."""
+        low, high = self._edges()
+        number = torch.exp(low + unit * (high - low)).round().clamp(self.low, self.high)
+        return (number.log() - low) / (high - low)
 
     def _edges(self) -> tuple[float, float]:
         return math.log(self.low - 0.5), math.log(self.high + 0.5)

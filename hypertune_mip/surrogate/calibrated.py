@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypertune_mip.evaluation import Evaluator
+from hypertune_mip.evaluation import Evaluator, gradients
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.verification.calibration import Calibrated, Calibration
+
+_CHUNK = 1024  # settings: a Gaussian process takes some memory for each
 
 
 class CalibratedEvaluator:
@@ -31,16 +33,39 @@ class CalibratedEvaluator:
         """Of the hypernetwork."""
         return self.evaluator.space
 
-    def __call__(self, units: Float[Tensor, "S d"], *, differentiable: bool = False) -> dict[str, Float[Tensor, "S"]]:
+    def __call__(self, units: Float[Tensor, "S d"], *, progress: bool = False) -> dict[str, Float[Tensor, "S"]]:
         """Calibrated metrics by name, as `Evaluator` gives them."""
-        values = self.evaluator(units, differentiable=differentiable)
-        with torch.set_grad_enabled(differentiable):
-            return values | {name: means.mean for name, means in self._calibrated(units, values).items()}
+        values = self.evaluator(units, progress=progress)
+        return values | {name: one.mean for name, one in self._calibrated(units, values).items()}
 
-    @torch.no_grad()
+    def value_and_gradient(
+        self, units: Float[Tensor, "S d"], metric: str
+    ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S d"]]:
+        """One calibrated metric and its derivative, as `Evaluator.value_and_gradient` gives them.
+
+        The calibration depends on the setting and on the evaluator's value there: the chain rule joins both.
+        """
+        values, slopes = self.evaluator.value_and_gradient(units, metric)
+        if metric not in self.calibrations:
+            return values, slopes
+        with gradients(True):
+            point, raw = units.detach().double().cpu().requires_grad_(), values.clone().requires_grad_()
+            mean = self.calibrations[metric](point, raw).mean
+            by_point, by_raw = torch.autograd.grad(mean.sum(), (point, raw), allow_unused=True, materialize_grads=True)
+        return mean.detach(), by_point + by_raw.unsqueeze(-1) * slopes
+
     def intervals(self, units: Float[Tensor, "S d"]) -> dict[str, Calibrated]:
         """Calibrated metrics with their spread, by name; only those that are calibrated."""
         return self._calibrated(units, self.evaluator(units))
 
     def _calibrated(self, units: Tensor, values: Mapping[str, Tensor]) -> dict[str, Calibrated]:
-        return {name: calibration(units, values[name]) for name, calibration in self.calibrations.items()}
+        with gradients(False):
+            return {
+                name: _in_chunks(calibration, units, values[name]) for name, calibration in self.calibrations.items()
+            }
+
+
+def _in_chunks(calibration: Calibration, units: Tensor, values: Tensor) -> Calibrated:
+    pairs = zip(units.split(_CHUNK), values.split(_CHUNK), strict=True)
+    parts = [calibration(*pair) for pair in pairs]
+    return Calibrated(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

@@ -202,5 +202,9 @@ class _Negated:
     def space(self) -> SearchSpace:
         return self._measure.space
 
-    def __call__(self, units: Tensor, *, differentiable: bool = False) -> dict[str, Tensor]:
-        return {name: -value for name, value in self._measure(units, differentiable=differentiable).items()}
+    def __call__(self, units: Tensor) -> dict[str, Tensor]:
+        return {name: -value for name, value in self._measure(units).items()}
+
+    def value_and_gradient(self, units: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+        value, slope = self._measure.value_and_gradient(units, metric)
+        return -value, -slope

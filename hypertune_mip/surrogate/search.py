@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypertune_mip.errors import SpaceError
-from hypertune_mip.evaluation import Measure
+from hypertune_mip.evaluation import Emulator, Measure, check_metric, gradients
 from hypertune_mip.space import Value
+from hypertune_mip.surrogate.screen import non_dominated, screened
 
 _STEP = 0.05  # of Adam, in units
+_SCREENED = 4096  # settings at most that are evaluated after an emulator has screened the candidates
+_WITHIN = 2.0  # of its root mean square errors
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,22 @@ def minimize(measure: Measure, metric: str, *, candidates: int, starts: int, ste
     space = measure.space
     units = space.sample(candidates, seed=seed)
     values = _nan_last(_metric(measure(units), metric))
-    order = torch.argsort(values)[:starts].cpu()
+    order = torch.argsort(values)[:starts]
     free = torch.tensor([dim.cells is None for dim in space.dimensions])
-    best_units, best_values = units[order].clone(), values[order].clone()
-    point = units[order].clone().requires_grad_()
-    descent = torch.optim.Adam([point], lr=_STEP)
-    for _ in range(steps if bool(free.any()) else 0):
-        values = _nan_last(_metric(measure(point, differentiable=True), metric))
-        better = (values.detach() < best_values).cpu()
-        best_units[better] = point.detach()[better]
-        best_values = torch.fmin(best_values, values.detach())  # not minimum: a NaN is no improvement
-        if not values.requires_grad:
-            break
-        (gradient,) = torch.autograd.grad(values.sum(), point, materialize_grads=True)
-        point.grad = torch.where(free, gradient, 0.0).nan_to_num(0.0)
-        descent.step()
-        with torch.no_grad():
+    best_units, best_values = units[order], values[order]
+    with gradients(False):
+        point = units[order].requires_grad_()
+        descent = torch.optim.Adam([point], lr=_STEP)
+        for _ in range(steps if bool(free.any()) else 0):
+            values, slope = measure.value_and_gradient(point, metric)
+            values = _nan_last(values)
+            better = values < best_values
+            best_units[better] = point.detach()[better]
+            best_values = torch.fmin(best_values, values)  # not minimum: a NaN is no improvement
+            point.grad = torch.where(free, slope, 0.0).nan_to_num(0.0)
+            if not bool(point.grad.any()):
+                break
+            descent.step()
             point.clamp_(0.0, 1.0)
     winner = int(best_values.argmin())
     return Optimum(space.from_unit(best_units[winner : winner + 1])[0], float(best_values[winner]))
@@ -101,7 +103,7 @@ def diverse_best(
     space = measure.space
     optimum = minimize(measure, metric, candidates=candidates, starts=8, steps=30, seed=seed)
     units = torch.unique(space.sample(candidates, seed=seed), dim=0)
-    order = torch.argsort(_nan_last(_metric(measure(units), metric)).cpu())
+    order = torch.argsort(_nan_last(_metric(measure(units), metric)))
     units = torch.cat([space.to_unit(optimum.config), units[order]])
     if besides is not None:
         units = units[distance_to(units, besides) >= apart]
@@ -127,21 +129,32 @@ def distance_to(units: Float[Tensor, "S d"], others: Float[Tensor, "N d"]) -> Fl
 
 def gradient(measure: Measure, unit: Float[Tensor, "1 d"], metric: str) -> dict[str, float]:
     """Derivative of a metric with respect to each continuous hyperparameter, native scale, by name."""
-    space, units = measure.space, unit.clone().requires_grad_()
-    slope = _slope(_metric(measure(units, differentiable=True), metric), units)
-    native = space.decode(units)
-    return {
-        dim.name: float(slope[0, column] / _slope(native[dim.name], units)[0, column])
-        for column, dim in enumerate(space.dimensions)
-        if dim.cells is None
-    }
+    space = measure.space
+    _, slope = measure.value_and_gradient(unit, metric)
+    with gradients(True):
+        place = unit.detach().clone().requires_grad_()
+        native = space.decode(place)
+        return {
+            dim.name: float(slope[0, column] / _derivative(native[dim.name], place)[0, column])
+            for column, dim in enumerate(space.dimensions)
+            if dim.cells is None
+        }
 
 
-def pareto_front(measure: Measure, metrics: Sequence[str], *, candidates: int, seed: int) -> list[ParetoPoint]:
-    """The non-dominated ones of `candidates` Sobol settings, all metrics to be small, sorted by the first metric."""
-    units = measure.space.sample(candidates, seed=seed)
+def pareto_front(
+    measure: Measure, metrics: Sequence[str], *, candidates: int, seed: int, emulator: Emulator | None = None
+) -> list[ParetoPoint]:
+    """The non-dominated ones of `candidates` Sobol settings, all metrics to be small, sorted by the first metric.
+
+    With an emulator, those of the settings that it sees within two of its errors of the front.
+    """
+    if emulator is None:
+        units = measure.space.sample(candidates, seed=seed)
+    else:
+        most = min(candidates, _SCREENED)
+        units = screened(emulator, metrics, most, candidates=candidates, seed=seed, within=_WITHIN)
     values = measure(units)
-    table = np.stack([_metric(values, name).cpu().numpy() for name in metrics], axis=1)
+    table = np.stack([_metric(values, name).numpy() for name in metrics], axis=1)
     rows = sorted(non_dominated(table), key=lambda row: tuple(table[row]))
     configs = measure.space.from_unit(units[rows])
     return [
@@ -150,21 +163,8 @@ def pareto_front(measure: Measure, metrics: Sequence[str], *, candidates: int, s
     ]
 
 
-def non_dominated(table: np.ndarray) -> list[int]:
-    """Rows of `table` (S, metrics) without NaN that no other row beats or equals everywhere and beats somewhere."""
-    order = np.lexsort(table.T[::-1])  # a row can only be dominated by one that comes before it
-    front: list[int] = []
-    for row in order:
-        kept = table[front]
-        dominated = (kept <= table[row]).all(1) & (kept < table[row]).any(1)
-        if not dominated.any() and not np.isnan(table[row]).any():
-            front.append(int(row))
-    return front
-
-
 def _metric(values: dict[str, Tensor], name: str) -> Tensor:
-    if name not in values:
-        raise SpaceError(f"The metric {name!r} is unknown; `metric` returns {list(values)}.")
+    check_metric(name, values)
     return values[name]
 
 
@@ -172,8 +172,6 @@ def _nan_last(values: Tensor) -> Tensor:
     return values.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
 
 
-def _slope(value: Tensor, units: Tensor) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(units)
-    (slope,) = torch.autograd.grad(value.sum(), units, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(units) if slope is None else slope
+def _derivative(native: Tensor, place: Tensor) -> Tensor:
+    (slope,) = torch.autograd.grad(native.sum(), place, retain_graph=True)
+    return slope

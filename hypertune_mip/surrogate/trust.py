@@ -122,7 +122,7 @@ def calibrated(
     seeds = max(report.seeds for report in reports)
     for name in predicted:
         true = torch.from_numpy(np.concatenate([_padded(report.true[name], seeds) for report in reports]))
-        calibrations[name] = Calibration(units, predicted[name].cpu(), true, method=method, residual=residual)
+        calibrations[name] = Calibration(units, predicted[name], true, method=method, residual=residual)
     return CalibratedEvaluator(evaluator, calibrations)
 
 
@@ -133,4 +133,4 @@ def _padded(runs: np.ndarray, seeds: int) -> np.ndarray:
 
 
 def _array(values: Tensor) -> np.ndarray:
-    return values.cpu().numpy()
+    return values.numpy()

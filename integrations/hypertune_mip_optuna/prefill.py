@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from tqdm.auto import tqdm
 
 from hypertune_mip import SpaceError, Surrogate
+from hypertune_mip.evaluation import Emulator
 from hypertune_mip.space import Value
+from hypertune_mip.surrogate.screen import screened
 from hypertune_mip_optuna.objective import Constraint, Outcome, SurrogateObjective
 
 
@@ -25,6 +29,8 @@ def prefill(
     *,
     seed: int = 0,
     constraints: Mapping[str, Constraint] | None = None,
+    emulator: Emulator | None = None,
+    candidates: int | None = None,
     progress: bool = True,
 ) -> None:
     """Evaluate `n` Sobol settings in batches and add them to a study as finished trials.
@@ -40,10 +46,15 @@ def prefill(
         n: Number of settings. Where all hyperparameters are discrete, they may repeat.
         seed: Of the Sobol sequence: the same seed gives the same settings, so take another one for a second call.
         constraints: As in `SurrogateObjective`.
+        emulator: From `surrogate.emulator()`. It screens `candidates` Sobol settings; the `n` that it ranks best, or
+            nearest to the front, are evaluated and added. The study then holds good settings only, and says little of
+            what matters in the rest of the space.
+        candidates: With an emulator; None is 100 times `n`.
         progress: Whether to show bars for evaluating and adding.
 
     Raises:
-        SpaceError: As in `SurrogateObjective`, or if `n` is less than 1.
+        SpaceError: As in `SurrogateObjective`, if `n` is less than 1, if the emulator is of another space, or if there
+            are fewer candidates than `n`, or some without an emulator.
         DataError: If the surrogate has no validation data.
 
     Example:
@@ -65,16 +76,39 @@ def prefill(
     objective = SurrogateObjective(surrogate, metrics, constraints=constraints)
     objective.check(study)
     space = surrogate.space
-    units = space.sample(n, seed=seed)
+    if emulator is None:
+        if candidates is not None:
+            raise SpaceError(f"`candidates` is for an `emulator` to choose from, but got {candidates} without one.")
+        units = space.sample(n, seed=seed)
+    else:
+        emulator.check_space(space)
+        units = screened(
+            emulator,
+            objective.metrics,
+            n,
+            candidates=100 * n if candidates is None else candidates,
+            seed=seed,
+            maximize=[direction == StudyDirection.MAXIMIZE for direction in study.directions],
+            feasible=lambda values: _feasible(objective, values),
+        )
     measured = surrogate.evaluate_units(units, progress=progress)
-    rows = zip(*(column.tolist() for column in measured.values()), strict=True)
-    outcomes = [objective.outcome(dict(zip(measured, row, strict=True))) for row in rows]
+    outcomes = _outcomes(objective, measured)
     distributions = dict(space)
     trials = [
         _finished(config, distributions, outcome)
         for config, outcome in zip(space.from_unit(units), outcomes, strict=True)
     ]
     study.add_trials(tqdm(trials, disable=not progress, desc="add", unit="trial"))
+
+
+def _outcomes(objective: SurrogateObjective, measured: Mapping[str, np.ndarray]) -> list[Outcome]:
+    rows = zip(*(column.tolist() for column in measured.values()), strict=True)
+    return [objective.outcome(dict(zip(measured, row, strict=True))) for row in rows]
+
+
+def _feasible(objective: SurrogateObjective, measured: Mapping[str, np.ndarray]) -> np.ndarray:
+    outcomes = _outcomes(objective, measured)
+    return np.array([not one.failed and all(value <= 0 for value in one.constraints.values()) for one in outcomes])
 
 
 def _finished(

@@ -1,0 +1,23 @@
+"""Metrics on validation data at many settings."""
+
+from hypertune_mip.evaluation.data import ValidationData, batch_size, to_device
+from hypertune_mip.evaluation.emulator import Emulator, EmulatorError
+from hypertune_mip.evaluation.evaluator import Evaluator, Measure, check_metric
+from hypertune_mip.evaluation.metrics import Metric, mean_over_batches, named_scalars
+from hypertune_mip.evaluation.modes import evaluating, gradients
+
+__all__ = [
+    "Emulator",
+    "EmulatorError",
+    "Evaluator",
+    "Measure",
+    "Metric",
+    "ValidationData",
+    "batch_size",
+    "check_metric",
+    "evaluating",
+    "gradients",
+    "mean_over_batches",
+    "named_scalars",
+    "to_device",
+]

@@ -1,0 +1,180 @@
+"""Metrics at many settings: chunk by chunk, as memory allows, and batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hypertune_mip.errors import SpaceError
+from hypertune_mip.evaluation.data import ValidationData
+from hypertune_mip.evaluation.memory import PeakBytes
+from hypertune_mip.evaluation.metrics import Metric, mean_over_batches, named_scalars
+from hypertune_mip.evaluation.modes import evaluating, gradients
+from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.space import SearchSpace
+
+_MEMORY_BUDGET = {"cuda": 2**30}  # by type of device: as large as it takes to keep it busy
+_OTHER_MEMORY_BUDGET = 2**25  # on a CPU larger chunks are slower: their memory is fetched page by page
+
+
+class Measure(Protocol):
+    """Metrics at many settings, as `Evaluator` gives them."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """Of the settings."""
+
+    def __call__(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S"]]:
+        """Metrics by name."""
+
+    def value_and_gradient(
+        self, units: Float[Tensor, "S d"], metric: str
+    ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S d"]]:
+        """One metric, and its derivative with respect to each unit."""
+
+
+class Evaluator:
+    """Means of a metric over a fixed validation set, at any number of settings at once.
+
+    Memory grows neither with the number of settings nor with that of batches, but for the results.
+
+    Args:
+        hypernet: The trained, or half-trained, hypernetwork.
+        metric: Written for one setting.
+        loader: Batches of validation data, kept as `ValidationData` does.
+        memory_budget: Bytes that the settings of one chunk may take, by what one setting takes on the largest batch;
+            None is 32 MiB on a CPU and 1 GiB on CUDA. One setting is always evaluated, whatever it takes.
+
+    Raises:
+        DataError: If the loader is empty or a batch is not a tree of tensors.
+        LossError: If the metric does not return 0-d tensors by name.
+    """
+
+    def __init__(
+        self,
+        hypernet: HyperNetwork,
+        metric: Metric,
+        loader: Iterable[Any],
+        *,
+        memory_budget: int | None = None,
+    ) -> None:
+        """See the class."""
+        self.hypernet = hypernet
+        self.metric = metric
+        self.memory_budget = memory_budget
+        self.data = ValidationData(loader, hypernet.device)
+        self._names: tuple[str, ...] = ()
+        self._bytes: dict[str | None, int] = {}
+
+    def __call__(self, units: Float[Tensor, "S d"], *, progress: bool = False) -> dict[str, Float[Tensor, "S"]]:
+        """Metrics by name at each setting, float64, on the CPU.
+
+        Args:
+            units: The settings.
+            progress: Whether to show a bar.
+        """
+        values = {name: torch.empty(len(units), dtype=torch.float64) for name in self.names()}
+        with self._running(backward=False), tqdm(total=len(units), disable=not progress, desc="evaluate") as bar:
+            for rows in _slices(len(units), self.chunk_size()):
+                for name, value in self._means(units[rows]).items():
+                    values[name][rows] = value  # one array: small results kept between chunks would scatter the heap
+                bar.update(rows.stop - rows.start)
+        return values
+
+    def value_and_gradient(
+        self, units: Float[Tensor, "S d"], metric: str
+    ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S d"]]:
+        """One metric at each setting, and its derivative with respect to each unit; float64, on the CPU.
+
+        Each batch goes backward at once, so memory is that of one batch. Switched-off gradients do not matter. A metric
+        without a gradient, such as an error rate, has the derivative 0.
+
+        Args:
+            units: The settings.
+            metric: Name.
+
+        Raises:
+            SpaceError: If the metric is unknown.
+        """
+        check_metric(metric, self.names())
+        values = torch.empty(len(units), dtype=torch.float64)
+        slopes = torch.empty(units.shape, dtype=torch.float64)
+        with self._running(backward=True):
+            for rows in _slices(len(units), self.chunk_size(metric)):
+                means = self._slopes(units[rows], metric, self.data)
+                values[rows], slopes[rows] = means["value"], means["slope"]
+        return values, slopes
+
+    @property
+    def space(self) -> SearchSpace:
+        """Of the hypernetwork."""
+        return self.hypernet.space
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics, in the order in which the metric returns them."""
+        if not self._names:
+            self._setting_bytes(None)
+        return self._names
+
+    def chunk_size(self, metric: str | None = None) -> int:
+        """Settings that are evaluated at once: for their values, or for the gradient of a metric."""
+        budget = self.memory_budget
+        if budget is None:
+            budget = _MEMORY_BUDGET.get(self.hypernet.device.type, _OTHER_MEMORY_BUDGET)
+        return max(1, budget // self._setting_bytes(metric))
+
+    def _setting_bytes(self, metric: str | None) -> int:
+        """What one setting takes on the largest batch; S settings take at most S times as much."""
+        if metric not in self._bytes:
+            unit = self.space.sample(1)
+            with self._running(backward=metric is not None), PeakBytes() as memory:
+                if metric is None:
+                    values = self.hypernet(self._named, unit, self.data.largest, split=False)
+                    self._names = tuple(values)
+                else:
+                    self._slopes(unit, metric, [self.data.largest])
+            self._bytes[metric] = max(1, memory.peak)
+        return self._bytes[metric]
+
+    def _means(self, units: Tensor) -> dict[str, Tensor]:
+        return mean_over_batches(lambda batch: self.hypernet(self._named, units, batch, split=False), self.data)
+
+    def _slopes(self, units: Tensor, metric: str, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """Value (S,) and slope (S, d) of one metric: the others stay out of the backward pass."""
+        point = units.detach().clone().requires_grad_()
+
+        def one(model: nn.Module, batch: Any, config: Any) -> Tensor:
+            return self._named(model, batch, config)[metric]
+
+        def measure(batch: Any) -> dict[str, Tensor]:
+            value = self.hypernet(one, point, batch, split=False)
+            if not value.requires_grad:
+                return {"value": value, "slope": torch.zeros_like(point)}
+            (slope,) = torch.autograd.grad(value.sum(), point, allow_unused=True, materialize_grads=True)
+            return {"value": value.detach(), "slope": slope}
+
+        return mean_over_batches(measure, batches)
+
+    def _named(self, model: nn.Module, batch: Any, config: Any) -> dict[str, Tensor]:
+        return named_scalars(self.metric, model, batch)
+
+    @contextmanager
+    def _running(self, *, backward: bool) -> Iterator[None]:
+        with self.data.own_random_state(), evaluating(self.hypernet), gradients(backward):
+            yield
+
+
+def check_metric(name: str, known: Iterable[str]) -> None:
+    """Raise SpaceError unless a metric has that name."""
+    if name not in known:
+        raise SpaceError(f"The metric {name!r} is unknown; `metric` returns {list(known)}.")
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
