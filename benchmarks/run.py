@@ -16,6 +16,7 @@ NAMES = (
     "exact",
     "rates",
     "cost",
+    "plans",
     "trust",
     "search",
     "ray_kills",
