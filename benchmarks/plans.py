@@ -17,13 +17,13 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import hypertune_mip as ht
 from benchmarks import results, tasks, trust_tasks
-from benchmarks.tables.markdown import group, table
+from benchmarks.tables.plans import summary
 from benchmarks.truth import truth
 from hypertune_mip.verification import statistics
 
@@ -52,17 +52,18 @@ VARIANTS: dict[
     "split4": {"batching": "split", "settings_per_step": 4},
     "dense1": WHOLE | {"hypernet": {"head": ht.Dense()}},
 }
-TRUST = tuple(make.__name__ for make in trust_tasks.TASKS)
-SMALL = tuple(make.__name__ for make in tasks.SMALL)
-FASHION = tuple(make.__name__ for make in tasks.FASHION_TASKS)
-TASKS = TRUST + SMALL + FASHION
+GROUPS = {
+    "trust": tuple(make.__name__ for make in trust_tasks.TASKS),
+    "defaults": tuple(make.__name__ for make in tasks.SMALL),
+    "fashion": tuple(make.__name__ for make in tasks.FASHION_TASKS),
+}
+TASKS = {name: kind for kind, names in GROUPS.items() for name in names}
 SEEDS = 5
-NO_CEILING = 0.3  # tau of two seeds of the truth; below it there is no order to find
 _SETTINGS = {"fashion3": 48, "fashion8": 64}  # of the truths of `truth_*.json`; 16 otherwise
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    names = (TRUST[-1], SMALL[2]) if smoke else TASKS
+    names = ("b2_wine", "cancer") if smoke else tuple(TASKS)
     variants = {name: VARIANTS[name] for name in (("default", "whole1") if smoke else VARIANTS)}
     rows = measured(variants, names, 1 if smoke else SEEDS, results.path("plans", smoke=smoke), smoke=smoke)
     print(summary(rows))
@@ -94,7 +95,7 @@ def measured(
             new = part.result()
             replaced = {(row["task"], row["seed"], row["variant"]) for row in new}
             rows = [row for row in rows if (row["task"], row["seed"], row["variant"]) not in replaced] + new
-            rows.sort(key=lambda row: (TASKS.index(row["task"]), row["seed"]))
+            rows.sort(key=lambda row: (list(TASKS).index(row["task"]), row["seed"]))
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(".tmp")
             document = {"benchmark": "plans", "environment": results.environment(), "rows": rows}
@@ -110,7 +111,7 @@ def shown(options: dict[str, Any]) -> str:
 
 def true(name: str, smoke: bool) -> tuple[Tensor, dict[str, np.ndarray]]:
     """Units (S, d) and metrics (S, seeds) of the truth that judges, from what other benchmarks have kept."""
-    if name in TRUST:
+    if TASKS[name] == "trust":
         one = next(one for one in results.read("trust_runs")["tasks"] if one["task"] == name)
         return torch.tensor(one["units"], dtype=torch.float64), {k: np.array(v) for k, v in one["true"].items()}
     return truth(name, settings=4 if smoke else _SETTINGS.get(name, 16), smoke=smoke)
@@ -119,7 +120,7 @@ def true(name: str, smoke: bool) -> tuple[Tensor, dict[str, np.ndarray]]:
 def _job(name: str, seed: int, variants: dict[str, dict[str, Any]], smoke: bool) -> list[dict[str, Any]]:
     """The rows of one task and seed: a plain training before each variant, whose median time is the unit of cost."""
     torch.set_num_threads(1)
-    task: tasks.Task = getattr(trust_tasks if name in TRUST else tasks, name)()
+    task: tasks.Task = getattr(trust_tasks if TASKS[name] == "trust" else tasks, name)()
     task = tasks.shortened(task) if smoke else task
     units, real = true(name, smoke)
     config = task.space.from_unit(task.space.sample(1, seed=seed))[0]
@@ -127,7 +128,7 @@ def _job(name: str, seed: int, variants: dict[str, dict[str, Any]], smoke: bool)
     plain, rows = [], []
     for variant, options in variants.items():
         plain.append(_processor_seconds(lambda: tasks.real_training(task, config, seed)))
-        row = {"task": name, "seed": seed, "variant": variant, "options": shown(options)}
+        row = {"task": name, "group": TASKS[name], "seed": seed, "variant": variant, "options": shown(options)}
         rows.append(row | _outcome(task, seed, options, units, real))
     return [row | {"plain_seconds": median(plain), "cost": row["seconds"] / median(plain)} for row in rows]
 
@@ -186,109 +187,10 @@ def _processor_seconds(function: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """Two tables: by task, and over tasks."""
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    lines = []
-    for (name,), part in group(list(rows), "task").items():
-        cells = {variant: _cell([row for row in part if row["variant"] == variant]) for variant in variants}
-        lines.append([name, len({row["seed"] for row in part}), *cells.values()])
-    legend = (
-        "Median over seeds: tau / ceiling of the loss (of the error); for tasks of `defaults` and fashion Spearman of"
-        " the loss; then the cost in plain trainings.\n\n"
-    )
-    by_task = table(["task", "seeds", *variants], lines)
-    return f"{legend}{by_task}\n\n{overall(rows)}"
-
-
-def overall(rows: Sequence[dict[str, Any]]) -> str:
-    """Over the tasks of `trust` and of `defaults`: ranks, cost and outcomes by variant.
-
-    The difference is that of tau / ceiling from the first variant on the same task and seed, with its standard error.
-    """
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    lines = []
-    for variant in variants:
-        own = [row for row in rows if row["variant"] == variant]
-        trust = [row for row in own if row["task"] in TRUST]
-        small = [row for row in own if row["task"] in SMALL]
-        outcomes = [row["outcome"] for row in own]
-        lines.append(
-            [
-                variant,
-                *(_over_tasks(shares(trust, metric), f) for metric in ("loss", "error") for f in (median, mean)),
-                *(_difference(rows, variants[0], variant, metric) for metric in ("loss", "error")),
-                _over_tasks({t: [r["cost"] for r in part] for (t,), part in group(trust, "task").items()}, mean),
-                _over_tasks(_spearmans(small), mean),
-                _over_tasks(_spearmans([row for row in own if row["task"] == "fashion3"]), median, 3),
-                _over_tasks({0: [row["cost"] for row in own if row["task"] == "fashion3"]}, median),
-                f"{outcomes.count('collapsed')} / {outcomes.count('diverged')} of {len(outcomes)}",
-            ]
-        )
-    header = ["variant", "tau / ceiling, loss: median", "mean", "error: median", "mean"]
-    header += [f"loss less {variants[0]}'s", "error", "cost, mean", "defaults: Spearman, mean"]
-    return table([*header, "fashion3: Spearman", "cost", "collapsed / diverged"], lines)
-
-
-def shares(rows: Iterable[dict[str, Any]], metric: str) -> dict[str, list[float]]:
-    """tau / ceiling by task, a number a seed; a run that diverged has 0."""
-    found: dict[str, list[float]] = {}
-    ceilings = {
-        row["task"]: row["metrics"][metric]["ceiling"] for row in rows if metric in row["metrics"]
-    }  # a run that diverged has no metrics
-    for row in rows:
-        if ceilings.get(row["task"], 0.0) > NO_CEILING:
-            tau = row["metrics"][metric]["tau"] if metric in row["metrics"] else 0.0
-            found.setdefault(row["task"], []).append(tau / ceilings[row["task"]])
-    return found
-
-
-def _spearmans(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    return {
-        task: [row["metrics"]["loss"]["spearman"] if row["metrics"] else 0.0 for row in part]
-        for (task,), part in group(rows, "task").items()
-    }
-
-
-def _over_tasks(values: dict[Any, list[float]], function: Callable[[list[float]], float], digits: int = 2) -> str:
-    """Of the medians over seeds; a NaN, the time of a run that diverged, is left out."""
-    medians = [median(known) for part in values.values() if (known := [v for v in part if math.isfinite(v)])]
-    return f"{function(medians):.{digits}f}" if medians else "-"
-
-
-def _difference(rows: Sequence[dict[str, Any]], first: str, variant: str, metric: str) -> str:
-    """Mean over tasks and seeds that both variants have."""
-    by_run: dict[tuple[str, int], dict[str, float]] = {}
-    for name in {first, variant}:
-        for row in rows:
-            if row["variant"] == name and row["task"] in TRUST:
-                (share,) = shares([row], metric).get(row["task"], [math.nan])
-                by_run.setdefault((row["task"], row["seed"]), {})[name] = share
-    both = [pair[variant] - pair[first] for pair in by_run.values() if len(pair) == 2]
-    both = [value for value in both if math.isfinite(value)]
-    if variant == first or len(both) < 2:
-        return "-"
-    return f"{mean(both):+.3f} ± {stdev(both) / math.sqrt(len(both)):.3f}"
-
-
-def _cell(rows: list[dict[str, Any]]) -> str:
-    """What one variant gives on one task."""
-    if not rows:
-        return "-"
-    if rows[0]["task"] in TRUST:
-        figures = [
-            median(part) for metric in ("loss", "error") for part in shares(rows, metric).values()
-        ]  # one task: at most one value a metric
-        text = f"{figures[0]:.2f}" + "".join(f" ({value:.2f})" for value in figures[1:]) if figures else "-"
-    else:
-        text = _over_tasks(_spearmans(rows), median, 3)
-    return f"{text} at {_over_tasks({0: [row['cost'] for row in rows]}, median)}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", default=",".join(VARIANTS), help="names, with commas between them")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="names, or trust, defaults, fashion")
+    parser.add_argument("--tasks", default=",".join(TASKS), help=f"names, or {', '.join(GROUPS)}")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--add", action="append", default=[], metavar="NAME=JSON", help="a variant; may be repeated")
     parser.add_argument("--workers", type=int, help="processes, each with one thread; as many as cores if not given")
@@ -297,8 +199,7 @@ def main() -> None:
     given = parser.parse_args()
     added = {name: json.loads(text) for name, _, text in (part.partition("=") for part in given.add)}
     chosen = [name for name in given.variants.split(",") if name] + list(added)
-    groups = {"trust": TRUST, "defaults": SMALL, "fashion": FASHION}
-    names = [name for part in given.tasks.split(",") for name in groups.get(part, (part,))]
+    names = [name for part in given.tasks.split(",") for name in GROUPS.get(part, (part,))]
     unknown = [name for name in names if name not in TASKS]
     unknown += [name for name in chosen if name not in VARIANTS | added]
     if unknown:

@@ -17,6 +17,7 @@ NAMES = (
     "rates",
     "cost",
     "plans",
+    "steps",
     "trust",
     "search",
     "ray_kills",
