@@ -18,6 +18,7 @@ NAMES = (
     "cost",
     "plans",
     "steps",
+    "gpu",
     "trust",
     "search",
     "ray_kills",

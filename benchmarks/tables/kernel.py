@@ -40,21 +40,22 @@ def gpu() -> str:
             continue
         for variant, step in row["variants"].items():
             first = variant == next(iter(row["variants"]))
-            plain = [f"{row['plain'][kind]:.2f} ms" if first else "" for kind in ("eager", "captured")]
+            plain = [_with(row["plain"][kind], "{:.2f} ms") if first else "" for kind in ("eager", "captured")]
             if "error" in step:
                 lines.append([row["case"] if first else "", variant, *plain, *["-"] * 4, _short(step["error"])])
                 continue
-            target = row["targets"].get(variant, {})
-            memory = f"{step['memory_ratio']:.2f}" if step["memory_ratio"] is not None else "-"
+            times = [
+                step["milliseconds"] / row["plain"][kind] if row["plain"][kind] else None
+                for kind in ("eager", "captured")
+            ]
             lines.append(
                 [
                     row["case"] if first else "",
                     variant,
                     *plain,
                     f"{step['milliseconds']:.2f} ms",
-                    *(f"{step['milliseconds'] / row['plain'][kind]:.2f}" for kind in ("eager", "captured")),
-                    memory,
-                    ", ".join(f"{name} {value:g}" for name, value in target.items()) or "-",
+                    *(_with(value, "{:.2f}") for value in (*times, step["memory_ratio"])),
+                    ", ".join(f"{name} {value:g}" for name, value in row["targets"].items()),
                 ]
             )
     header = ["network", "settings a step", "plain, eager", "captured", "`fit`", "times eager", "times captured"]
@@ -85,6 +86,10 @@ def _at_most(target: float | None, value: float) -> str:
     if target is None:
         return "-"
     return f"{target:g}" if value <= target else f"{target:g} (**missed**)"
+
+
+def _with(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def _short(error: Any) -> str:
