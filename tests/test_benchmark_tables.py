@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import figures, results
+from benchmarks.memory import Live, Saved
 from benchmarks.regret import regrets
-from benchmarks.tables import trust
+from benchmarks.tables import kernel, plans, trust
 from benchmarks.tables.__main__ import DOCUMENTS, filled
 
 
@@ -110,3 +112,79 @@ def test_figure_of_trust() -> None:
     taus = [{**row, "tau": t, "calibrated": 2 * t, "process": 0.4} for t in (0.1, 0.2, 0.3)]
     others = [{**row, "metric": "error"}, {**row, "task": "noise", "ceiling": 0.1}]
     assert figures.trust_data({"rows": taus + others}) == {"one": pytest.approx((0.25, 0.5, 0.5))}
+
+
+def plan(variant: str, task: str, seed: int, tau: float, cost: float, group: str = "trust") -> dict[str, Any]:
+    """A run of a plan; the ceiling is 0.8."""
+    metrics = {"loss": {"tau": tau, "ceiling": 0.8, "spearman": tau, "regret": 0.0}}
+    row = {"variant": variant, "task": task, "seed": seed, "group": group, "cost": cost, "outcome": "trained"}
+    return row | {"metrics": metrics}
+
+
+def test_plans_are_compared_on_the_same_tasks_and_seeds() -> None:
+    """The second plan is half as dear; it misses a seed of one task, and diverges on a small problem."""
+    rows = [plan("first", task, seed, 0.4, 4.0) for task in ("b1", "b2") for seed in range(2)]
+    rows += [plan("second", "b1", 0, 0.48, 2.0), plan("second", "b1", 1, 0.48, 2.0), plan("second", "b2", 0, 0.4, 2.0)]
+    diverged = {"cost": math.nan, "outcome": "diverged", "metrics": {}}
+    rows += [plan("first", "small", 0, 0.9, 4.0, "defaults"), plan("second", "small", 0, 0, 0, "defaults") | diverged]
+    first, second = cells(plans.overall(rows))
+    assert first[:3] == ["first", "0.50", "0.50"]
+    assert second[:3] == ["second", "0.55", "0.55"]
+    assert (first[5], second[5]) == ("-", "+0.067 ± 0.033")
+    assert (first[7:9], second[7:9]) == (["4.00", "0.90"], ["2.00", "0.00"])
+    assert second[-1] == "0 / 1 of 4"
+    assert cells(plans.summary(rows).split("\n\n")[1])[0] == ["b1", "2", "0.50 at 4.00", "0.60 at 2.00"]
+
+
+def test_a_step_is_compared_with_its_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios = {"whole": 1.2, "default": 1.9}
+    row = {"case": "MLP", "plain_milliseconds": 2.0, "ratios": ratios, "target": 1.15, "memory_target": 1.3}
+    row |= {"memory_ratios": {"saved": ratios, "live": ratios}, "start_in_plain_steps": {"whole": 3.0, "default": 4.0}}
+    write(tmp_path, monkeypatch, "steps", {"rows": [row, {**row, "target": 1.2, "memory_target": None}], "rounds": 5})
+    missed, met = cells(kernel.steps())
+    assert missed == ["MLP", "2.0 ms", "1.20", "1.15 (**missed**)", "1.90", "1.20", "1.20", "1.3", "4"]
+    assert (met[3], met[7]) == ("1.2", "-")
+
+
+def test_what_fails_on_a_gpu_stands_in_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {"network": "mlp", "head": "dense", "mapping": "vmap", "gradient": 1e-6, "output": 2e-6, "right": True}
+    wrong = {**right, "network": "attention"}
+    del wrong["right"]
+    step = {"milliseconds": 1.0, "memory_ratio": 1.25}
+    row = {
+        "case": "MLP", "plain": {"eager": 2.0, "captured": None}, "targets": {"eager": 0.5},
+        "variants": {"one": step, "default": {"error": "RuntimeError: no\nmore"}},
+    }  # fmt: skip
+    costs = [row, {"case": "GPT", "error": "out of memory"}]
+    correct = [right, wrong | {"error": "RuntimeError"}, {**right, "mapping": "loop"}]
+    write(tmp_path, monkeypatch, "gpu", {"correct": correct, "costs": costs})
+    one, default, gpt = cells(kernel.gpu())
+    assert one == ["MLP", "one", "2.00 ms", "-", "1.00 ms", "0.50", "-", "1.25", "eager 0.5"]
+    assert default == ["", "default", "", "", "-", "-", "-", "-", "RuntimeError: no"]
+    assert gpt == ["GPT", *["-"] * 7, "out of memory"]
+    vmap, loop = cells(kernel.gpu_right())
+    assert vmap == ["vmap", "1 of 2", "1.0e-06", "2.0e-06", "attention (dense)"]
+    assert loop == ["loop", "1 of 1", "1.0e-06", "2.0e-06", "-"]
+
+
+def write(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: dict[str, Any]) -> None:
+    """A benchmark's document, from where tables read it."""
+    monkeypatch.setattr(results, "FOLDER", folder)
+    (folder / f"{name}.json").write_text(json.dumps({"environment": results.environment(), **content}))
+
+
+def test_memory_is_that_of_tensors_that_live() -> None:
+    outside = torch.ones(1000)
+    with Live() as live:
+        inner = outside[:10] * 2.0  # a view of what comes from outside costs nothing
+        for _ in range(3):
+            inner = inner + torch.ones(50, 1).expand(50, 10)
+        assert live.peak.now == 4 * 500
+    assert live.peak.most >= 4 * 2 * 500
+    weight = torch.ones(100, requires_grad=True)
+    with Saved() as saved:
+        value = (weight.exp() * 2.0).sum()  # keeps its output
+        assert saved.now == 400
+        value.backward()
+        del value
+        assert (saved.now, saved.most) == (0, 400)

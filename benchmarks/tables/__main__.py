@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import fitting, ray, sklearn, trust
+from benchmarks.tables import fitting, kernel, plans, ray, sklearn, trust
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "cluster.md")
@@ -30,6 +30,10 @@ _ALL += (
     sklearn.peers_loss_by_set,
     sklearn.refit,
     sklearn.sklearn_cost,
+    kernel.steps,
+    kernel.gpu,
+    kernel.gpu_right,
+    plans.plans,
 )
 TABLES: dict[str, Callable[[], str]] = {function.__name__: function for function in _ALL}
 

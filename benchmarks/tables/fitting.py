@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import mean, median
 
 from benchmarks import results
 from benchmarks.tables.markdown import environment, group, spread, table
@@ -18,8 +18,9 @@ def summary() -> str:
     error = lambda count: median([r["spearman"] for r in by_task[f"fashion{count}", "error"]])  # noqa: E731
     outcomes = [r["outcome"] for r in results.read("defaults")["rows"] if r["normalize"]]
     bad = sum(outcome != "trained" for outcome in outcomes)
-    ratio = results.read("cheap")["ratios"]["RankOne"]
-    small = median([row["auto"] for row in results.read("cost")["rows"]])
+    costs = {row["task"]: row["auto"] for row in results.read("cost")["rows"]}
+    ratio = costs.pop("fashion3", results.read("cheap")["ratios"]["RankOne"])
+    small = mean(costs.values())
     speed = results.read("instant")
     three, eight = figure("fashion3", "spearman"), figure("fashion8", "spearman")
     regret, rank = figure("fashion3", "regret"), figure("fashion8", "rank_of_best")
@@ -28,11 +29,11 @@ def summary() -> str:
         ["regret, 3 hyperparameters", f"{100 * regret:.1f} %", "1 %", regret <= 0.01],
         ["Spearman of the validation loss, 8 hyperparameters", f"{eight:.3f}", "0.95", eight >= 0.95],
         ["truth's best among the surrogate's first, 8 hyperparameters", f"{rank:.0f}", "3", rank <= 3],
-        ["cost of `fit` in plain trainings, 3 hyperparameters, 40 epochs", f"{ratio:.2f}", "2.5", ratio <= 2.5],
+        ["cost of `fit` in plain trainings, 3 hyperparameters, 40 epochs", f"{ratio:.2f}", "2.0", ratio <= 2.0],
+        ["the same, mean of the ten tasks of trust", f"{small:.2f}", "3.0", small <= 3.0],
         ["runs with defaults that collapsed or diverged", f"{bad} of {len(outcomes)}", "0", bad == 0],
         ["Spearman of the error rate, 3 hyperparameters", f"{error(3):.3f}", "-", None],
         ["Spearman of the error rate, 8 hyperparameters", f"{error(8):.3f}", "-", None],
-        ["cost of `fit` in plain trainings, ten tasks of trust, 5 epochs", f"{small:.2f}", "-", None],
         ["settings a second", f"{speed['settings_per_second']:.0f}", "-", None],
     ]
     verdict = {True: "met", False: "**missed**", None: ""}

@@ -45,10 +45,18 @@ def cost() -> str:
     """What `fit` costs on each task of `trust`, in plain trainings."""
     document = results.read("cost")
     lines = [
-        [row["task"], f"{row['parameters']:,}", f"{row['auto']:.2f}", f"{row['split']:.2f}"] for row in document["rows"]
+        [
+            row["task"],
+            f"{row['parameters']:,}",
+            f"{row['auto']:.2f}",
+            f"{median(row['spearman']):.3f}" if "spearman" in row else "",
+        ]
+        for row in document["rows"]
     ]
-    header = ["task", "parameters", "`fit` in plain trainings", '`batching="split"`']
-    return table(header, lines) + environment(document)
+    header = ["task", "parameters", "`fit` in plain trainings", "Spearman of the loss"]
+    epochs = f"Trainings of {document['epochs']} epochs" if "epochs" in document else "Whole trainings"
+    note = f"\n\n{epochs}, one thread, medians of {document['rounds']} interleaved rounds."
+    return table(header, lines) + note + environment(document)
 
 
 def trust() -> str:
