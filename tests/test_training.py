@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import hypertune_mip as ht
 from hypertune_mip.training import Options
 from hypertune_mip.training.settings import SettingsStream
-from hypertune_mip.training.step import automatic_settings, settings_of_a_step, split_batch
+from hypertune_mip.training.step import TrainingStep, automatic_settings, is_small, settings_of_a_step, split_batch
 
 EPOCHS = 4
 
@@ -76,15 +76,36 @@ def test_split_cuts_in_order_and_leaves_the_rest_out() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, (3, False)),
+        ({}, (1, False)),
+        ({"small": True}, (3, False)),
         ({"settings_per_step": 5}, (5, True)),
-        ({"batching": "full"}, (3, False)),
+        ({"batching": "full"}, (1, False)),
         ({"batching": "split"}, (10, True)),
         ({"settings_per_step": 1, "batching": "full"}, (1, False)),
     ],
 )
 def test_settings_of_a_step(options: dict[str, Any], expected: tuple[int, bool]) -> None:
-    assert settings_of_a_step(100, 100, Options(**options), total=800) == expected
+    small = options.pop("small", False)
+    assert settings_of_a_step(100, 100, Options(**options), small=small) == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "small"),
+    [
+        (lambda: nn.Linear(3, 10), (50, 3), True),
+        (lambda: nn.Linear(196, 256), (100, 196), True),
+        (lambda: nn.Linear(196, 256), (1000, 196), False),
+        (lambda: nn.Conv2d(3, 16, 3), (32, 3, 32, 32), False),  # few weights, much work
+    ],
+)
+def test_a_network_is_small_by_the_work_it_does(network: Any, shape: tuple[int, ...], small: bool) -> None:
+    def loss(model: nn.Module, batch: Any, config: Any) -> Any:
+        return model(batch).square().mean()
+
+    step = TrainingStep(hypernet(network=network()), loss)
+    state = torch.get_rng_state()
+    assert is_small(step, torch.zeros(shape)) is small
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(("size", "settings"), [(1, 1), (3, 1), (7, 2), (16, 4), (100, 10), (128, 8), (1000, 10)])

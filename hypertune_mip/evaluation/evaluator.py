@@ -16,11 +16,13 @@ from hypertune_mip.evaluation.data import ValidationData
 from hypertune_mip.evaluation.memory import PeakBytes
 from hypertune_mip.evaluation.metrics import Metric, mean_over_batches, named_scalars
 from hypertune_mip.evaluation.modes import evaluating, gradients
+from hypertune_mip.execution import FACTORED, FORMED, Execution
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
 
 _MEMORY_BUDGET = {"cuda": 2**30}  # by type of device: as large as it takes to keep it busy
 _OTHER_MEMORY_BUDGET = 2**25  # on a CPU larger chunks are slower: their memory is fetched page by page
+_WORTH_MAPPING = 4  # settings: where fewer fit into a chunk, one alone keeps the processor busy
 
 
 class Measure(Protocol):
@@ -143,17 +145,30 @@ class Evaluator:
         return self._bytes[metric]
 
     def _means(self, units: Tensor) -> dict[str, Tensor]:
-        return mean_over_batches(lambda batch: self.hypernet(self._named, units, batch, split=False), self.data)
+        execution = self._execution(len(units), None)
+
+        def measure(batch: Any) -> dict[str, Tensor]:
+            values: dict[str, Tensor] = self.hypernet(self._named, units, batch, split=False, execution=execution)
+            return values
+
+        return mean_over_batches(measure, self.data)
+
+    def _execution(self, count: int, metric: str | None) -> Execution | None:
+        """How settings run, by a rule of sizes, so that the same question has the same answer to the last bit."""
+        if self.hypernet.kernel.mapping != "auto":
+            return None
+        return FORMED if count == 1 or self.chunk_size(metric) < _WORTH_MAPPING else FACTORED
 
     def _slopes(self, units: Tensor, metric: str, batches: Iterable[Any]) -> dict[str, Tensor]:
         """Value (S,) and slope (S, d) of one metric: the others stay out of the backward pass."""
         point = units.detach().clone().requires_grad_()
+        execution = FORMED if metric not in self._bytes else self._execution(len(units), metric)
 
         def one(model: nn.Module, batch: Any, config: Any) -> Tensor:
             return self._named(model, batch, config)[metric]
 
         def measure(batch: Any) -> dict[str, Tensor]:
-            value = self.hypernet(one, point, batch, split=False)
+            value = self.hypernet(one, point, batch, split=False, execution=execution)
             if not value.requires_grad:
                 return {"value": value, "slope": torch.zeros_like(point)}
             (slope,) = torch.autograd.grad(value.sum(), point, allow_unused=True, materialize_grads=True)

@@ -16,7 +16,7 @@ from hypertune_mip.execution import FACTORED, FORMED, Captured, Execution, candi
 from hypertune_mip.execution.choice import small_parameters, without_trace
 from hypertune_mip.training.options import Options
 from hypertune_mip.training.run_state import RunState
-from hypertune_mip.training.step import TrainingStep, settings_of_a_step, split_batch
+from hypertune_mip.training.step import TrainingStep, is_small, leaves_number_open, settings_of_a_step, split_batch
 from hypertune_mip.training.strategy import Strategy
 
 _WORTH_MEASURING = 400  # steps of a run: to measure takes up to sixteen
@@ -62,8 +62,10 @@ class Gradients:
         state, device, world = self._state, self._hypernet.device, self._strategy.world_size
         size = batch_size(batch)
         state.plan.largest_batch = max(state.plan.largest_batch, size)
-        count, split = settings_of_a_step(size, state.plan.largest_batch, self._options, self._total)
         batch = to_device(batch, device)
+        if state.plan.small is None:
+            state.plan.small = leaves_number_open(self._options) and is_small(self._step, batch)
+        count, split = settings_of_a_step(size, state.plan.largest_batch, self._options, small=state.plan.small)
         units = state.settings.draw(count)
         if state.plan.execution is None:
             state.plan.execution = self._execution(count, split, batch)

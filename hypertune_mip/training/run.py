@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from hypertune_mip.evaluation import Evaluator
+from hypertune_mip.evaluation.modes import gradients
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.checkpoint import check_can_be_saved, load_checkpoint, save_checkpoint
 from hypertune_mip.training.descent import Descent
@@ -78,7 +79,7 @@ def train(
         run.resume(resume_from)
     hypernet.train()
     try:
-        with forked_random_state(hypernet.device):
+        with forked_random_state(hypernet.device), gradients(True):
             return Trained(run.epochs(), frozenset(hypernet.space) - run.state.progress.reads)
     finally:
         hypernet.eval()
@@ -121,8 +122,10 @@ class _Run:
             plan=Planned(),
             progress=Progress(reads=step.reads),
         )
-        gradients = Gradients(step, prepared, options, strategy, self.state, total=self.total)
-        self.loop = Loop(gradients, prepared, loader, options, strategy, self.descent, self.state, total=self.total)
+        batch_gradients = Gradients(step, prepared, options, strategy, self.state, total=self.total)
+        self.loop = Loop(
+            batch_gradients, prepared, loader, options, strategy, self.descent, self.state, total=self.total
+        )
         self.fingerprint: dict[str, Any] = {}
         if strategy.keeps:
             check_can_be_saved(self.state)

@@ -41,22 +41,29 @@ class Planned:
 
     Args:
         largest_batch: Examples of the largest batch so far.
+        small: Whether the network does little work on a batch, once it has been looked at.
         execution: The way, once it has been chosen.
         seconds: What a step took by each way that was measured: pairs of the way, in plain values, and the time.
     """
 
     largest_batch: int = 0
+    small: bool | None = None
     execution: Execution | None = None
     seconds: list[list[Any]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Part`."""
         execution = None if self.execution is None else self.execution.to_json()
-        return {"largest_batch": self.largest_batch, "execution": execution, "seconds": self.seconds}
+        return {
+            "largest_batch": self.largest_batch,
+            "small": self.small,
+            "execution": execution,
+            "seconds": self.seconds,
+        }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """See `Part`."""
-        self.largest_batch, self.seconds = state["largest_batch"], state["seconds"]
+        self.largest_batch, self.small, self.seconds = state["largest_batch"], state["small"], state["seconds"]
         self.execution = None if state["execution"] is None else Execution.from_json(state["execution"])
 
 

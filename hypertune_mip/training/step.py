@@ -10,14 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from hypertune_mip.errors import DataError, LossError
 from hypertune_mip.evaluation import batch_size
-from hypertune_mip.execution import Execution, Weigh
+from hypertune_mip.execution import FORMED, Execution, Weigh
+from hypertune_mip.execution.choice import without_trace
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.options import Loss, Options
 
-_FEW = 3  # settings that have a whole batch each
+_FEW = 3  # settings that have a whole batch each where the network is small
+_LITTLE = 2**24  # operations of a forward pass, about: below, a step takes hardly longer than its overhead
 
 
 class TrainingStep(nn.Module):
@@ -90,20 +93,38 @@ def split_batch(batch: Any, settings: int) -> Any:
     return tree_map(lambda t: t[: part * settings].reshape(settings, part, *t.shape[1:]), batch)
 
 
-def settings_of_a_step(size: int, largest: int, options: Options, total: int | None) -> tuple[int, bool]:
+def settings_of_a_step(size: int, largest: int, options: Options, *, small: bool) -> tuple[int, bool]:
     """How many settings share a step, and whether they split its batch.
 
     Args:
         size: Of the batch.
         largest: Of the largest batch so far: an epoch's last one may be smaller.
         options: See `fit`.
-        total: Steps of the run, if that is known.
+        small: Whether the network does little work on a batch; see `is_small`.
     """
     settings, batching = options.settings_per_step, options.batching
     if settings == "auto":
-        settings = automatic_settings(largest) if batching == "split" else _FEW
+        settings = automatic_settings(largest) if batching == "split" else _FEW if small else 1
     split = batching == "split" or (batching == "auto" and options.settings_per_step != "auto")
     return (min(settings, size) if size < largest else settings) if split else settings, split
+
+
+def leaves_number_open(options: Options) -> bool:
+    """Whether the number of settings depends on `is_small`."""
+    return options.settings_per_step == "auto" and options.batching != "split"
+
+
+def is_small(step: TrainingStep, batch: Any) -> bool:
+    """Whether a forward pass on a batch is so little work that a step is mostly overhead, with a few settings as well.
+
+    Multiplications are counted, not parameters, of which a convolution has few, nor seconds, which would make what is
+    learned depend on the machine.
+    """
+    hypernet = step.hypernet
+    with without_trace(hypernet, hypernet.device), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        hypernet(step.scalar, hypernet.space.sample(1), batch, split=False, execution=FORMED)
+    operations: int = counter.get_total_flops()
+    return operations <= _LITTLE
 
 
 def automatic_settings(size: int) -> int:

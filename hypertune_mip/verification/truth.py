@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError, StorageError
 from hypertune_mip.evaluation import Metric, ValidationData, mean_over_batches, named_scalars, to_device
+from hypertune_mip.evaluation.modes import gradients
 from hypertune_mip.nn import resolve
 from hypertune_mip.space import Config, SearchSpace, Value
 from hypertune_mip.storage import load_tree, save_tree
@@ -299,7 +300,7 @@ class Truth:
         optimizer = self.optimizer(list(group.weights.values()))
         schedule = None if self.schedule is None or self._steps is None else self.schedule(optimizer, self._steps)
         begin = time.perf_counter()
-        with forked_random_state(self.device):
+        with forked_random_state(self.device), gradients(True):
             for epoch in range(self.epochs):
                 set_seed(seed * _SEED_STRIDE + epoch, self.train_loader, self.device)
                 for batch in self.train_loader:
