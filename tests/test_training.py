@@ -50,7 +50,7 @@ def same_state(left: nn.Module, right: nn.Module) -> bool:
         ({"batching": "split", "settings_per_step": 4}, [(2, 3), (2, 3), (1, 3)]),
         ({"batching": "full", "settings_per_step": 4}, [(8, 3), (8, 3), (4, 3)]),
         ({"settings_per_step": 4}, [(2, 3), (2, 3), (1, 3)]),
-        ({}, [(8, 3), (8, 3), (4, 3)]),  # the network is small
+        ({}, [(8, 3), (8, 3), (8, 3), (4, 3)]),  # the first batch is looked at: the network is small
     ],
 )
 def test_split_gives_each_setting_a_part_and_full_the_whole_batch(
