@@ -193,7 +193,7 @@ def test_settings_draw_their_noise_apart() -> None:
 
 # Records and callbacks
 
-KEYS = {"epoch", "step", "loss", "learning_rate", "seconds"}
+KEYS = {"epoch", "step", "loss", "learning_rate", "seconds", "execution"}
 
 
 def test_callbacks_get_every_epochs_record() -> None:

@@ -99,19 +99,23 @@ class Gradients:
 
     @property
     def description(self) -> dict[str, Any]:
-        """How steps run, in plain values, for the record of a run."""
-        execution = self._state.plan.execution
+        """How steps run, in plain values, for the record of an epoch."""
+        plan = self._state.plan
         reasons = [captured.refused for captured in self._captured.values()]
-        return {
-            **(execution.to_json() if execution is not None else {}),
-            "seconds": self._state.plan.seconds,
-            "captured": bool(reasons) and not any(reasons),
-            "not_captured": next((reason for reason in reasons if reason), None),
-        }
+        found = {} if plan.execution is None else plan.execution.to_json()
+        found["captured"] = bool(reasons) and not any(reasons)
+        if any(reasons):
+            found["not_captured"] = next(reason for reason in reasons if reason)
+        if plan.seconds:
+            found["measured"] = plan.seconds
+        return found
 
     @property
     def _captures(self) -> bool:
-        """Whether steps are captured: with several workers the backward pass's hooks start their exchange."""
+        """Whether steps are captured.
+
+        With several workers they are not: hooks of the backward pass start the exchange of gradients.
+        """
         return self._options.capture and self._hypernet.device.type == "cuda" and self._strategy.world_size == 1
 
     def _replayed(self, units: Tensor, batch: Any, split: bool, weights: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from hypertune_mip.training.settings import SettingsStream
 from hypertune_mip.training.weighting import SettingWeights
 
 Record = dict[str, Any]
-"""Of one epoch: epoch, step, loss (mean over steps and settings), learning_rate, seconds, validation figures."""
+"""Of one epoch: epoch, step, loss (mean over steps and settings), learning_rate, seconds, how steps ran, validation
+figures."""
 
 
 class Part(Protocol):
