@@ -220,7 +220,7 @@ def test_factored_layers_never_form_their_weights(network: str, head: str, monke
         raise AssertionError("a weight was formed")
 
     this = hypernet(network, head)
-    for kind in (ht.functional.RankOneWeight, ht.functional.LowRankWeight):
+    for kind in (ht.heads.RankOneWeight, ht.heads.LowRankWeight):
         monkeypatch.setattr(kind, "form", forbidden)
     this(output, space().sample(2), NETWORKS[network].input(), split=False)
 
