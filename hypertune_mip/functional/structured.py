@@ -27,6 +27,7 @@ _METADATA = frozenset(
         *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex),
     ]
 )  # fmt: skip
+_LOWERED = frozenset([torch.float32, torch.bfloat16, torch.float16])  # what autocast changes: never float64
 
 Layer = Callable[..., Tensor | None]
 """Takes the arguments of a torch function whose second one, `weight`, is structured, and gives that function's result
@@ -128,6 +129,17 @@ def scaled(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x * scale + bias` in the type of x, rounded to it at the end only: 1.003 would be 1.004 in bfloat16."""
     y = x * scale if bias is None else torch.addcmul(bias, x, scale)
     return y.to(x.dtype)
+
+
+def lowered(tensor: Tensor) -> Tensor:
+    """The tensor as autocast hands it to a linear map or a convolution; itself where autocast is off.
+
+    Why not leave it to torch: under vmap it lowers some of these layers only, and never a bias.
+    """
+    device = tensor.device.type
+    if tensor.dtype in _LOWERED and torch.is_autocast_enabled(device):
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
 
 
 def exact(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypertune_mip.errors import NetworkError
-from hypertune_mip.functional import StructuredWeight, exact, scaled
+from hypertune_mip.functional import StructuredWeight, exact, lowered, scaled
 from hypertune_mip.heads.axes import Axes, axes_of, channels
 from hypertune_mip.heads.base import Head
 from hypertune_mip.heads.rule import Initialization, Rule
@@ -60,14 +60,27 @@ class Mixing(Rule):
         return LowRankWeight(theta_0, left, numbers, right, self.axes)
 
 
-# Layers, by factors.
+# Layers, by factors. Not under autocast: a change that is small beside the output would be rounded away in every
+# element, whereas rounding the formed weight loses nothing on average.
+
+
+def _lowered(
+    function: Callable[..., Tensor], input: Tensor, weight: LowRankWeight, bias: Tensor | None, *rest: object
+) -> Tensor | None:
+    """What a linear map or convolution gives under autocast, or None where that is off."""
+    if not torch.is_autocast_enabled(input.device.type):
+        return None
+    return function(lowered(input), lowered(weight.form()), None if bias is None else lowered(bias), *rest)
 
 
 def _linear(input: Tensor, weight: LowRankWeight, bias: Tensor | None = None) -> Tensor | None:
     if weight.theta_0.ndim != 2:
         return None
-    inner = scaled(F.linear(input, weight.right[0]), weight.scale)
-    return F.linear(input, weight.theta_0, bias) + F.linear(inner, weight.left[0])
+    y = _lowered(F.linear, input, weight, bias)
+    if y is None:
+        change = F.linear(scaled(F.linear(input, weight.right[0]), weight.scale), weight.left[0])
+        y = F.linear(input, weight.theta_0, bias) + change
+    return y
 
 
 def _convolution(
@@ -85,10 +98,12 @@ def _convolution(
     if groups != 1 or weight.axes != channels(shape):
         return None
     rest, spatial = (stride, padding, dilation), (1,) * (len(shape) - 2)
-    right = weight.right.reshape(-1, *shape[1:])
-    inner = scaled(function(input, right, None, *rest), weight.scale.reshape(-1, *spatial))
-    change = function(inner, weight.left.reshape(shape[0], -1, *spatial))
-    return function(input, weight.theta_0, bias, *rest) + change
+    left, right = weight.left.reshape(shape[0], -1, *spatial), weight.right.reshape(-1, *shape[1:])
+    y = _lowered(function, input, weight, bias, *rest)
+    if y is None:
+        inner = scaled(function(input, right, None, *rest), weight.scale.reshape(-1, *spatial))
+        y = function(input, weight.theta_0, bias, *rest) + function(inner, left)
+    return y
 
 
 def _transposed_convolution(
@@ -108,10 +123,12 @@ def _transposed_convolution(
     if groups != 1 or weight.axes != channels(shape):
         return None
     rest, spatial = (stride, padding, output_padding, 1, dilation), (1,) * (len(shape) - 2)
-    inner = pointwise(input, weight.left[0].T.reshape(-1, shape[0], *spatial))
-    inner = scaled(inner, weight.scale.reshape(-1, *spatial))
-    change = function(inner, weight.right.reshape(-1, *shape[1:]), None, *rest)
-    return function(input, weight.theta_0, bias, *rest) + change
+    left, right = weight.left[0].T.reshape(-1, shape[0], *spatial), weight.right.reshape(-1, *shape[1:])
+    y = _lowered(function, input, weight, bias, *rest)
+    if y is None:
+        inner = scaled(pointwise(input, left), weight.scale.reshape(-1, *spatial))
+        y = function(input, weight.theta_0, bias, *rest) + function(inner, right, None, *rest)
+    return y
 
 
 def _embedding(

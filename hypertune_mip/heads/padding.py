@@ -54,7 +54,7 @@ def _embedding(
     torch keeps gradients from that row, too, but not under vmap with weights and indices of each setting.
     """
     rows = F.embedding(input, weight.other, None, max_norm, norm_type, scale_grad_by_freq, sparse)
-    return torch.where((input == weight.padding).unsqueeze(-1), weight.own.detach(), rows)
+    return torch.where((input == weight.padding).unsqueeze(-1), weight.theta_0[weight.padding].detach(), rows)
 
 
 class PaddedWeight(StructuredWeight):
@@ -74,18 +74,14 @@ class PaddedWeight(StructuredWeight):
         self.other = other
         self.padding = padding
 
-    @property
-    def own(self) -> Tensor:
-        """The padding row, (columns,)."""
-        return self.theta_0[self.padding]
-
     def form(self) -> Tensor:
         """See `StructuredWeight.form`.
 
         Penalties are those of the formed weight: what factors would give for the other row and be subtracted again
         leaves a rounding error in theta_0's row, which an optimiser such as Adam takes for a gradient.
         """
-        return torch.select_scatter(plain(self.other), self.own, 0, self.padding)
+        row, end = self.padding, self.padding + 1  # no select_scatter: its gradients under vmap are wrong by a factor
+        return torch.slice_scatter(plain(self.other), self.theta_0[row:end], 0, row, end)
 
     def formed(self) -> Tensor:
         """See `StructuredWeight.formed`: a plain tensor could not keep gradients from the row (see `_embedding`)."""

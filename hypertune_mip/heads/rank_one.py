@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypertune_mip.functional import StructuredWeight, exact, scaled
+from hypertune_mip.functional import StructuredWeight, exact, lowered, scaled
 from hypertune_mip.heads.axes import Axes, axes_of, channels
 from hypertune_mip.heads.base import Head
 from hypertune_mip.heads.rule import Initialization, Rule
@@ -43,9 +43,26 @@ class Scaling(Rule):
 
     def tensor(self, theta_0: Tensor, numbers: Tensor) -> Tensor:
         """See `Rule.tensor`."""
-        exact = torch.promote_types(numbers.dtype, theta_0.dtype)
-        row, column = (1 + numbers.to(exact)).split(self.sizes)
-        return RankOneWeight(theta_0, row, column, self.axes)
+        return RankOneWeight(theta_0, *self._scales(theta_0, numbers), self.axes)
+
+    def form(self, theta_0: Tensor, numbers: Tensor) -> Tensor:
+        """See `Rule.form`; without the structured weight between, which costs a small network a few per cent."""
+        return _form(theta_0, *self._scales(theta_0, numbers), self.axes)
+
+    def _scales(self, theta_0: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        row, column = (1 + numbers.to(torch.promote_types(numbers.dtype, theta_0.dtype))).split(self.sizes)
+        return row, column
+
+
+def _form(theta_0: Tensor, row: Tensor, column: Tensor, axes: Axes) -> Tensor:
+    """Row times column first, so that theta_0 is gone through once and kernels meet one number each.
+
+    Why not a `torch.autograd.Function`: its backward pass is no faster than this one on any weight tried.
+    """
+    scale = row.reshape(axes.row_shape) * column.reshape(axes.column_shape)
+    if axes.shape == theta_0.shape:
+        return (theta_0 * scale).to(theta_0.dtype)
+    return (theta_0.reshape(axes.shape) * scale).reshape(theta_0.shape).to(theta_0.dtype)
 
 
 # Layers, by factors. Zero padding, stride and dilation commute with the scales.
@@ -54,7 +71,8 @@ class Scaling(Rule):
 def _linear(input: Tensor, weight: RankOneWeight, bias: Tensor | None = None) -> Tensor | None:
     if weight.theta_0.ndim != 2:
         return None
-    return scaled(F.linear(scaled(input, weight.column), weight.theta_0), weight.row, bias)
+    y = F.linear(lowered(scaled(input, weight.column)), lowered(weight.theta_0))
+    return scaled(y, weight.row, bias)
 
 
 def _convolution(
@@ -101,7 +119,7 @@ def _between(
 ) -> Tensor:
     """A convolution between scales of its input and output channels."""
     spatial = (1,) * (theta_0.ndim - 2)
-    y = function(scaled(input, before.reshape(-1, *spatial)), theta_0, None, *rest)
+    y = function(lowered(scaled(input, before.reshape(-1, *spatial))), lowered(theta_0), None, *rest)
     return scaled(y, after.reshape(-1, *spatial), None if bias is None else bias.reshape(-1, *spatial))
 
 
@@ -147,12 +165,8 @@ class RankOneWeight(StructuredWeight):
         self.axes = axes
 
     def form(self) -> Tensor:
-        """See `StructuredWeight.form`; scales first, so that theta_0 is gone through once, and kernels once each."""
-        axes, theta_0 = self.axes, self.theta_0
-        scale = self.row.reshape(axes.row_shape) * self.column.reshape(axes.column_shape)
-        if axes.shape == theta_0.shape:
-            return (theta_0 * scale).to(theta_0.dtype)
-        return (theta_0.reshape(axes.shape) * scale).reshape(theta_0.shape).to(theta_0.dtype)
+        """See `StructuredWeight.form`."""
+        return _form(self.theta_0, self.row, self.column, self.axes)
 
     def square_sum(self) -> Tensor:
         """See `StructuredWeight.square_sum`; a matrix-vector product instead of a formed weight."""

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hypertune_mip.functional import plain
+
 Initialization = Literal["zero", "fan_out"]
 
 
@@ -47,6 +49,10 @@ class Rule(nn.Module, ABC):
 
         It has theta_0's type, whatever that of the numbers, which may be the more exact one.
         """
+
+    def form(self, theta_0: Tensor, numbers: Tensor) -> Tensor:
+        """The plain tensor of one setting: `form(t, n) == plain(tensor(t, n))`."""
+        return plain(self.tensor(theta_0, numbers))
 
 
 class Additive(Rule):
