@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypertune_mip.errors import LossError
-from hypertune_mip.functional import StructuredWeight
+from hypertune_mip.functional import absolute_sum, square_sum
 
 Number = Tensor | float
 _FOCAL_FLOOR = 1e-6  # (1 - p)^gamma has an infinite slope in gamma at 1 - p = 0
@@ -81,16 +81,12 @@ def l2(model: nn.Module, *, where: str = "*") -> Tensor:
     Raises:
         LossError: If no parameter matches.
     """
-    return _total(
-        [p.square_sum() if isinstance(p, StructuredWeight) else p.square().sum() for p in _parameters(model, where)]
-    )
+    return _total([square_sum(parameter) for parameter in _parameters(model, where)])
 
 
 def l1(model: nn.Module, *, where: str = "*") -> Tensor:
     """Sum of absolute values of the effective weights and biases, 0-d; arguments as in `l2`."""
-    return _total(
-        [p.absolute_sum() if isinstance(p, StructuredWeight) else p.abs().sum() for p in _parameters(model, where)]
-    )
+    return _total([absolute_sum(parameter) for parameter in _parameters(model, where)])
 
 
 def elastic(model: nn.Module, *, l1_ratio: Number, where: str = "*") -> Tensor:

@@ -82,6 +82,54 @@ def _parametrized() -> nn.Module:
     return nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
 
 
+class Padded(nn.Module):
+    """An embedding whose padding row is not zero."""
+
+    def __init__(self, layer: nn.Embedding | nn.EmbeddingBag) -> None:
+        super().__init__()
+        self.embed = layer
+        with torch.no_grad():
+            layer.weight[layer.padding_idx] = torch.linspace(0.5, 1.0, layer.embedding_dim)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.embed(index)
+
+
+class PaddedAndTied(Padded):
+    """Such an embedding whose weight is the output layer's as well, which does send gradients to the padding row."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Embedding(7, 4, padding_idx=2))
+        self.out = nn.Linear(4, 7)
+        self.out.weight = self.embed.weight
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.out(self.embed(index))
+
+
+class Experts(nn.Module):
+    """A stack of matrices, each with its own rows and columns, and a scale of shape (E, 1, 1) beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 48, 48) / 7)
+        self.scale = nn.Parameter(torch.ones(2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nd,edh->enh", x, self.weight) * self.scale
+
+
+class BareConvolution(nn.Module):
+    """A kernel that is no convolution layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(6, 2, 3, 3) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kernel, padding=1)
+
+
 @dataclass(frozen=True)
 class Network:
     """A primary network and an input for it."""
@@ -115,14 +163,22 @@ NETWORKS: dict[str, Network] = {
     "conv2d, one image": Network(lambda: nn.Conv2d(2, 4, 3), (2, 5, 5)),
     "conv3d": Network(lambda: nn.Conv3d(2, 4, 2), (2, 2, 4, 4, 4)),
     "conv transpose": Network(lambda: nn.ConvTranspose2d(4, 2, 3, stride=2, groups=2), (2, 4, 4, 4)),
+    "conv transpose 1d": Network(lambda: nn.ConvTranspose1d(3, 4, 3, padding=1, dilation=2), (2, 3, 6)),
+    "conv transpose 3d": Network(lambda: nn.ConvTranspose3d(2, 3, 2, stride=2, output_padding=1), (2, 2, 3, 3, 3)),
+    "bare convolution": Network(BareConvolution, (3, 2, 5, 5)),
+    "experts": Network(Experts, (3, 48)),
     "embedding": Network(lambda: nn.Embedding(7, 4, padding_idx=0), (3, 5), index=True),
+    "padding": Network(lambda: Padded(nn.Embedding(7, 4, padding_idx=2)), (3, 5), index=True),
+    "padding in a bag": Network(lambda: Padded(nn.EmbeddingBag(7, 4, padding_idx=2)), (3, 5), index=True),
     "tied weights": Network(Tied, (3, 5), index=True),
+    "tied weights, padding": Network(PaddedAndTied, (3, 5), index=True),
     "layer norm": Network(lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6)), (4, 3)),
     "group norm": Network(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4)), (3, 2, 5, 5)),
     "batch norm": Network(lambda: nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6)), (5, 3)),
     "attention": Network(Position, (2, 5, 8)),
     "transformer": Network(lambda: nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True), (2, 5, 8)),
-    "bilinear": Network(lambda: Both(), (4, 3)),
+    "bilinear": Network(lambda: Both(3), (4, 3)),
+    "bilinear, large": Network(lambda: Both(48), (2, 48)),
     "parameter at the root": Network(RootParameter, (4, 3)),
     "weight norm": Network(_parametrized, (4, 3)),
 }
@@ -131,9 +187,9 @@ NETWORKS: dict[str, Network] = {
 class Both(nn.Module):
     """A layer with a weight of three dimensions."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.both = nn.Bilinear(3, 3, 2)
+        self.both = nn.Bilinear(size, size, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.both(x, x)

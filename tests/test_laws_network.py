@@ -19,8 +19,8 @@ from hypertune_mip.functional import StructuredWeight
 
 every_network = pytest.mark.parametrize("network", NETWORKS)
 every_head = pytest.mark.parametrize("head", HEADS)
-pytestmark = pytest.mark.filterwarnings(  # torch maps these two by a loop
-    "ignore:There is a performance drop .* aten..(_weight_norm|bilinear):UserWarning"
+pytestmark = pytest.mark.filterwarnings(  # torch maps these by a loop
+    "ignore:There is a performance drop .* aten..(_weight_norm|bilinear|embedding_bag|_embedding_bag):UserWarning"
 )
 
 
@@ -210,17 +210,23 @@ def test_the_given_network_is_left_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(state.values(), network.state_dict().values(), strict=True))
 
 
+FACTORED = [
+    *("mlp", "conv1d, strided", "conv2d, dilated", "conv3d", "bare convolution"),
+    *("conv transpose 1d", "conv transpose 3d", "embedding", "padding"),
+]
+
+
 @pytest.mark.parametrize(
     ("network", "head"),
-    [(n, h) for n in ("mlp", "conv1d, strided", "conv2d, dilated", "embedding") for h in ("rank one", "low rank")]
-    + [("conv2d, grouped", "rank one")],  # a low-rank grouped convolution runs in weight space
+    [(network, head) for network in FACTORED for head in ("rank one", "low rank")]
+    + [(network, "rank one") for network in ("conv2d, grouped", "conv transpose")],  # low-rank groups are formed
 )
 def test_factored_layers_never_form_their_weights(network: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(self: StructuredWeight) -> torch.Tensor:
         raise AssertionError("a weight was formed")
 
     this = hypernet(network, head)
-    for kind in (ht.functional.RankOneWeight, ht.functional.LowRankWeight):
+    for kind in (ht.heads.RankOneWeight, ht.heads.LowRankWeight):
         monkeypatch.setattr(kind, "form", forbidden)
     this(output, space().sample(2), NETWORKS[network].input(), split=False)
 

@@ -1,14 +1,27 @@
 """Weights and configs of one setting, as the primary network meets them."""
 
 from hypertune_mip.functional.context import ActiveConfig, ConfigModule, active
-from hypertune_mip.functional.weights import LowRankWeight, RankOneWeight, StructuredWeight, plain
+from hypertune_mip.functional.structured import (
+    StructuredWeight,
+    absolute_sum,
+    exact,
+    formed,
+    lowered,
+    plain,
+    scaled,
+    square_sum,
+)
 
 __all__ = [
     "ActiveConfig",
     "ConfigModule",
-    "LowRankWeight",
-    "RankOneWeight",
     "StructuredWeight",
+    "absolute_sum",
     "active",
+    "exact",
+    "formed",
+    "lowered",
     "plain",
+    "scaled",
+    "square_sum",
 ]

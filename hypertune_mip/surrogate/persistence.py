@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hypertune_mip.errors import HypertuneError, StorageError
-from hypertune_mip.heads import Dense, Head, LowRank, RankOne
+from hypertune_mip.heads import Head, heads_named
 from hypertune_mip.hypernetwork import HyperNetwork, bindings
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.storage import load_tree, save_tree
@@ -17,14 +18,13 @@ from hypertune_mip.training import Record
 
 _NAME = "surrogate"
 _KIND = "surrogate"
-_HEADS: dict[str, type[Head]] = {head.__name__: head for head in (Dense, RankOne, LowRank)}
 
 
 def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[Record], trust: dict[str, Any]) -> None:
     """Write a hypernetwork, its training history and its trust reports; raises StorageError if that fails."""
     tree = {
         "space": hypernet.space.to_json(),
-        "head": {"type": type(hypernet.head).__name__, **dataclasses.asdict(hypernet.head)},
+        "head": _head_to_json(hypernet.head),
         "trunk": hypernet.widths,
         "encoding": hypernet.encoding,
         "residual": hypernet.residual,
@@ -56,8 +56,7 @@ def load_hypernetwork(
     tree = load_tree(folder, _NAME, kind=_KIND)
     try:
         saved_space = SearchSpace.from_json(tree["space"])
-        options = dict(tree["head"])
-        head = _HEADS[options.pop("type")](**options)
+        head = _head_from_json(folder, tree["head"])
         generated, shapes, bound, state = tree["generated"], tree["shapes"], tree["bindings"], tree["state"]
         trust = tree["trust"]
     except (KeyError, TypeError, ValueError) as error:
@@ -88,6 +87,48 @@ def load_hypernetwork(
     except (HypertuneError, RuntimeError, KeyError) as error:
         raise StorageError(f"'{folder}' does not fit this network: {error}") from error
     return hypernet.eval(), tree["history"], trust
+
+
+def _head_to_json(head: Head) -> dict[str, Any]:
+    """A head's class and options, such that `_head_from_json` makes an equal one; raises StorageError otherwise."""
+    kind = type(head)
+    name = kind.__name__
+    _head_class(name, f"The head {name} cannot be saved")
+    if "__init__" in vars(kind) and "__dataclass_fields__" not in vars(kind):
+        raise StorageError(
+            f"The head {name} has an `__init__` of its own, so its options are not known and it cannot be saved."
+            " Make it a dataclass: @dataclasses.dataclass(frozen=True, kw_only=True)."
+        )
+    options = {field.name: getattr(head, field.name) for field in dataclasses.fields(head) if field.init}
+    try:
+        again = kind(**json.loads(json.dumps(options)))
+    except (TypeError, ValueError, HypertuneError) as error:
+        raise StorageError(
+            f"The head {head} cannot be saved: its options do not come back from JSON: {error}"
+        ) from error
+    if again != head:
+        raise StorageError(
+            f"The head {head} cannot be saved: from JSON it comes back as {again}. Use options of JSON's types, or"
+            " convert them in its `__post_init__` (a tuple comes back as a list)."
+        )
+    return {"type": name, "module": kind.__module__, "options": options}
+
+
+def _head_from_json(folder: str | Path, saved: dict[str, Any]) -> Head:
+    """The head that `_head_to_json` described, of a class that is there already: nothing is imported by its name."""
+    kind = _head_class(saved["type"], f"'{folder}' was trained with a head {saved['type']} of '{saved['module']}'")
+    return kind(**saved["options"])
+
+
+def _head_class(name: str, why: str) -> type[Head]:
+    """The only class of heads of that name."""
+    classes = heads_named(name)
+    if not classes:
+        raise StorageError(f"{why}, which this process does not know. Define or import that class before loading.")
+    if len(classes) > 1:
+        places = [f"{kind.__module__}.{kind.__qualname__}" for kind in classes]
+        raise StorageError(f"{why}: there are {len(classes)} heads of that name, {places}. Rename one of them.")
+    return classes[0]
 
 
 def _shapes(network: nn.Module) -> dict[str, list[int]]:
