@@ -78,7 +78,7 @@ def _row(name: str, measured: Measured, smoke: bool) -> dict[str, Any]:
         "ratios": {key: ratio(key, "step") for key in VARIANTS},
         "processor_ratios": {key: ratio(key, "processor") for key in VARIANTS},
         "target": measured.target,
-        "start_in_plain_steps": {key: of(key, "start") / of("plain", "step") for key in VARIANTS},
+        "start_in_plain_steps": {key: of(key, "start") / of("plain", "processor") for key in VARIANTS},
         "memory": memory,
         "memory_ratios": {
             part: {key: memory[key][part] / memory["plain"][part] for key in VARIANTS} for part in memory["plain"]
@@ -96,20 +96,20 @@ def _milliseconds(training: Callable[[Marked], Any], batches: list[Any], warm: i
     """Of a step, medians.
 
     `step` is by the clock, `processor` the processor's time, which other work on the machine disturbs less; `start` is
-    what the whole call takes beyond as many steps, to make networks and a plan.
+    what the whole call takes of it beyond as many steps, to make networks and a plan.
     """
     times: dict[int, tuple[float, float]] = {}
 
     def mark(step: int) -> None:
         times[step] = 1e3 * time.perf_counter(), 1e3 * time.process_time()
 
-    begin = 1e3 * time.perf_counter()
+    begin = 1e3 * time.process_time()
     training(Marked(batches, warm + steps, mark))
-    whole = 1e3 * time.perf_counter() - begin
+    whole = 1e3 * time.process_time() - begin
     clock, processor = (
         median([times[i + 1][kind] - times[i][kind] for i in range(warm, warm + steps)]) for kind in range(2)
     )
-    return {"step": clock, "processor": processor, "start": whole - (warm + steps) * clock}
+    return {"step": clock, "processor": processor, "start": whole - (warm + steps) * processor}
 
 
 def _memory(training: Callable[[Marked], Any], batches: list[Any]) -> dict[str, int]:
