@@ -16,7 +16,8 @@ from hypertune_mip.execution import sequential, vectorised
 from hypertune_mip.execution.choice import FACTORED, FORMED, Execution
 from hypertune_mip.execution.sequential import Setting, Tensors, Weigh, Work
 from hypertune_mip.execution.swap import Swap, random_state, set_random_state
-from hypertune_mip.functional import ActiveConfig, StructuredWeight, plain
+from hypertune_mip.functional import ActiveConfig, StructuredWeight
+from hypertune_mip.functional import formed as to_place
 
 Function = Callable[[nn.Module, Any, ActiveConfig], Any]
 """Of (network at one setting, data of that setting, config): a loss, or a metric behind an adapter."""
@@ -24,10 +25,13 @@ Mode = Literal["auto", "vmap", "loop"]
 
 
 class MakeTensor(Protocol):
-    """One setting's tensor, plain or structured, of a parameter."""
+    """One setting's tensor of a parameter."""
 
-    def __call__(self, name: str, theta_0: Tensor, value: Tensor) -> Tensor:
-        """From the parameter's name, what it is in the network itself, and the setting's value for it."""
+    def __call__(self, name: str, theta_0: Tensor, value: Tensor, *, form: bool) -> Tensor:
+        """From the parameter's name, what it is in the network itself, and the setting's value for it.
+
+        The tensor is plain if `form`, else it may be structured.
+        """
 
 
 class Kernel:
@@ -155,7 +159,7 @@ class Kernel:
                 name
                 for name, value in values.items()
                 if name not in self._recurrent
-                and isinstance(self._tensor(name, parameters[name], value), StructuredWeight)
+                and isinstance(self._tensor(name, parameters[name], value, form=False), StructuredWeight)
             )
 
     def _either(
@@ -204,8 +208,10 @@ class Kernel:
         def make(parameters: Tensors, values: Tensors) -> Tensors:
             kind = next(iter(values.values())).device.type
             with torch.autocast(kind, enabled=False):  # a setting's weights keep the precision of theta_0
-                tensors = {name: self._tensor(name, parameters[name], value) for name, value in values.items()}
-                return {name: plain(tensor) if name in formed else tensor for name, tensor in tensors.items()}
+                if execution.mapping == "vmap":
+                    tensors = {n: self._tensor(n, parameters[n], value, form=False) for n, value in values.items()}
+                    return {name: to_place(tensor) if name in formed else tensor for name, tensor in tensors.items()}
+                return {n: self._tensor(n, parameters[n], value, form=n in formed) for n, value in values.items()}
 
         @contextmanager
         def place(tensors: Tensors, configs: Tensors) -> Iterator[ActiveConfig]:

@@ -22,7 +22,6 @@ from hypertune_mip.encoding import Encoding, encode, encoded_size
 from hypertune_mip.errors import NetworkError
 from hypertune_mip.execution import Execution, Function, Kernel, Mode, Setting
 from hypertune_mip.execution.sequential import Weigh
-from hypertune_mip.functional import plain
 from hypertune_mip.heads import Dense, Head, RankOne, Rule
 from hypertune_mip.hypernetwork.primary import (
     Pattern,
@@ -174,7 +173,7 @@ class HyperNetwork(nn.Module):
             own = dict(self.network.named_parameters())
         numbers = self.numbers(units)
         rows = [
-            {name: plain(self._tensor(name, own[name], part[index])) for name, part in numbers.items()}
+            {name: self._tensor(name, own[name], part[index], form=True) for name, part in numbers.items()}
             for index in range(len(units))
         ]
         formed = {name: torch.stack([row[name] for row in rows]) for name in numbers} if rows else {}
@@ -246,8 +245,9 @@ class HyperNetwork(nn.Module):
             self.rule(name).initialize(rows)
         return heads
 
-    def _tensor(self, name: str, theta_0: Tensor, value: Tensor) -> Tensor:
-        return self.rule(name).tensor(theta_0, value)
+    def _tensor(self, name: str, theta_0: Tensor, value: Tensor, *, form: bool) -> Tensor:
+        rule = self.rule(name)
+        return rule.form(theta_0, value) if form else rule.tensor(theta_0, value)
 
 
 def _key(name: str) -> str:

@@ -80,7 +80,7 @@ class Group:
         return values
 
 
-def _given(name: str, theta_0: Tensor, value: Tensor) -> Tensor:
+def _given(name: str, theta_0: Tensor, value: Tensor, *, form: bool) -> Tensor:
     """A network's own tensor is its setting's value."""
     return value
 
