@@ -50,7 +50,9 @@ class Scaling(Rule):
         return _form(theta_0, *self._scales(theta_0, numbers), self.axes)
 
     def _scales(self, theta_0: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        row, column = (1 + numbers.to(torch.promote_types(numbers.dtype, theta_0.dtype))).split(self.sizes)
+        if numbers.dtype != theta_0.dtype:
+            numbers = numbers.to(torch.promote_types(numbers.dtype, theta_0.dtype))
+        row, column = (1 + numbers).split(self.sizes)
         return row, column
 
 
