@@ -12,7 +12,7 @@ export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-ray test-all check lint types layers format wheel demo fashion bench bench-venv \
-	bench-smoke docs-tables clean
+	bench-smoke bench-gpu docs-tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench: bench-venv  ## run every benchmark and write its JSON
 
 bench-smoke: bench-venv  ## the same, as small as it goes: only shows that the scripts run
 	$(BIN)/python -m benchmarks.run --smoke
+
+bench-gpu: venv  ## on a machine with a GPU, in under five minutes: is everything right there, and what does it cost?
+	$(BIN)/python -m benchmarks.gpu
 
 docs-tables: venv  ## generate the tables and figures in docs/ from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.tables

@@ -14,13 +14,20 @@ import numpy as np
 import torch
 
 FOLDER = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "optuna", "numpy", "scipy", "scikit-learn", "ray")
+_PACKAGES = {  # and the modules by which to tell whether they are installed
+    "torch": "torch",
+    "optuna": "optuna",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "scikit-learn": "sklearn",
+    "ray": "ray",
+}
 
 
 def environment() -> dict[str, Any]:
     """Versions and device."""
     return {
-        "packages": {name: version(name) for name in _PACKAGES if name != "ray" or find_spec("ray") is not None},
+        "packages": {name: version(name) for name, module in _PACKAGES.items() if find_spec(module) is not None},
         "python": platform.python_version(),
         "device": "cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name(),
         "cores": os.cpu_count(),
