@@ -193,7 +193,7 @@ def test_settings_draw_their_noise_apart() -> None:
 
 # Records and callbacks
 
-KEYS = {"epoch", "step", "loss", "learning_rate", "seconds", "execution"}
+KEYS = {"epoch", "step", "loss", "learning_rate", "seconds"}
 
 
 def test_callbacks_get_every_epochs_record() -> None:
@@ -241,7 +241,7 @@ def test_tensorboard_writes_an_event_file(tmp_path: Path) -> None:
     surrogate = fit(callbacks=[callback])
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == KEYS - {"epoch", "execution"}
+    assert set(events.Tags()["scalars"]) == KEYS - {"epoch"}
     losses = events.Scalars("loss")
     assert [event.step for event in losses] == [1, 2, 3]
     assert [event.value for event in losses] == pytest.approx([record["loss"] for record in surrogate.history])

@@ -93,12 +93,13 @@ class HyperNetwork(nn.Module):
         check_bindings(self.network, space)
         owners = generated_parameters(self.network, generate)
         self.generated: tuple[str, ...] = tuple(owners)
+        self._keys = {name: _key(name) for name in self.generated}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it would reseed every CUDA device
             self.trunk = _trunk(self.encoded_size, self.widths)
             self.rules = nn.ModuleDict(
                 {
-                    _key(name): self.head.rule(self.network.get_parameter(name), module)
+                    self._keys[name]: self.head.rule(self.network.get_parameter(name), module)
                     for name, module in owners.items()
                 }
             )
@@ -128,12 +129,12 @@ class HyperNetwork(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.trunk.parameters()).device
+        return self.heads.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The primary network's floating-point type, used throughout."""
-        return next(self.trunk.parameters()).dtype
+        return self.heads.weight.dtype
 
     @property
     def encoded_size(self) -> int:
@@ -146,7 +147,7 @@ class HyperNetwork(nn.Module):
 
     def rule(self, name: str) -> Rule:
         """The rule of one generated parameter, by its name in the primary network."""
-        return cast(Rule, self.rules[_key(name)])
+        return cast(Rule, self.rules[self._keys[name]])
 
     def numbers(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S numbers"]]:
         """What the rules read, by parameter name: for each setting the numbers that make its tensor.

@@ -56,7 +56,7 @@ def fit(
         budget=Budget(epochs=chosen.epochs, optimizer=chosen.optimizer, schedule=chosen.schedule),
     )
     evaluator = surrogate._evaluator
-    surrogate.history, unread = train(hypernet, loss, train_loader, chosen, evaluator=evaluator)
+    surrogate.history, unread, surrogate.execution = train(hypernet, loss, train_loader, chosen, evaluator=evaluator)
     if evaluator is not None:
         warn_of_no_response(surrogate.responses(bases=2), unread)
     return surrogate

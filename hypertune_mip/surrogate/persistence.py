@@ -20,8 +20,14 @@ _NAME = "surrogate"
 _KIND = "surrogate"
 
 
-def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[Record], trust: dict[str, Any]) -> None:
-    """Write a hypernetwork, its training history and its trust reports; raises StorageError if that fails."""
+def save_hypernetwork(
+    folder: str | Path,
+    hypernet: HyperNetwork,
+    history: list[Record],
+    execution: dict[str, Any] | None,
+    trust: dict[str, Any],
+) -> None:
+    """Write a hypernetwork, what is known of its training, and its trust reports; StorageError if that fails."""
     tree = {
         "space": hypernet.space.to_json(),
         "head": _head_to_json(hypernet.head),
@@ -34,6 +40,7 @@ def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[
         "shapes": _shapes(hypernet.network),
         "bindings": bindings(hypernet.network),
         "history": history,
+        "execution": execution,
         "trust": trust,
         "state": hypernet.state_dict(),
     }
@@ -42,8 +49,8 @@ def save_hypernetwork(folder: str | Path, hypernet: HyperNetwork, history: list[
 
 def load_hypernetwork(
     folder: str | Path, network: nn.Module, space: SearchSpace | None
-) -> tuple[HyperNetwork, list[Record], dict[str, Any]]:
-    """The hypernetwork, history and trust reports that `save_hypernetwork` wrote, around a copy of `network`.
+) -> tuple[HyperNetwork, list[Record], dict[str, Any] | None, dict[str, Any]]:
+    """The hypernetwork, history, way of training and trust reports that were saved, around a copy of `network`.
 
     Args:
         folder: What was saved to.
@@ -86,7 +93,7 @@ def load_hypernetwork(
         raise
     except (HypertuneError, RuntimeError, KeyError) as error:
         raise StorageError(f"'{folder}' does not fit this network: {error}") from error
-    return hypernet.eval(), tree["history"], trust
+    return hypernet.eval(), tree["history"], tree["execution"], trust
 
 
 def _head_to_json(head: Head) -> dict[str, Any]:

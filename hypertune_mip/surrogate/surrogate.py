@@ -63,6 +63,8 @@ class Surrogate:
         self.hypernet = hypernet.eval()
         self.loss = loss
         self.history = list(history)
+        self.execution: dict[str, Any] | None = None
+        """How the settings of a step ran in training: the way, what others took, whether it was captured."""
         self.train_loader = train_loader
         self.budget = budget
         self.reports: tuple[TrustReport, ...] = ()
@@ -468,7 +470,7 @@ class Surrogate:
             StorageError: If writing fails; what the folder held before is then as it was.
         """
         trust = {"reports": [report.to_dict() for report in self.reports], "calibration": self._calibration}
-        save_hypernetwork(folder, self.hypernet, self.history, trust)
+        save_hypernetwork(folder, self.hypernet, self.history, self.execution, trust)
 
     @classmethod
     def load(
@@ -501,7 +503,7 @@ class Surrogate:
         Raises:
             StorageError: If the folder is damaged or foreign, or does not fit the network or the space.
         """
-        hypernet, history, trust = load_hypernetwork(folder, network, space)
+        hypernet, history, execution, trust = load_hypernetwork(folder, network, space)
         surrogate = cls(
             hypernet.to(device),
             loss=loss,
@@ -511,6 +513,7 @@ class Surrogate:
             budget=budget,
             history=history,
         )
+        surrogate.execution = execution
         reports = tuple(TrustReport.from_dict(report) for report in trust["reports"])
         calibration = trust["calibration"]
         if calibration is not None and metric is not None:

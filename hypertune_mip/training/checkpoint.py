@@ -67,8 +67,8 @@ def check_readable(folder: str | Path) -> None:
     load_tree(folder, _NAME, kind=_KIND)
 
 
-def load_result(folder: str | Path, hypernet: HyperNetwork) -> tuple[list[Record], frozenset[str]]:
-    """Put a run's weights into `hypernet` and return its history, and the hyperparameters that nothing has read.
+def load_result(folder: str | Path, hypernet: HyperNetwork) -> tuple[list[Record], frozenset[str], dict[str, Any]]:
+    """Put a run's weights into `hypernet`; returns its history, what nothing has read, and how its steps ran.
 
     Raises:
         StorageError: If the checkpoint cannot be read, or was written for another hypernetwork.
@@ -77,6 +77,6 @@ def load_result(folder: str | Path, hypernet: HyperNetwork) -> tuple[list[Record
     try:
         hypernet.load_state_dict(tree["hypernet"])
         progress = tree["progress"]
-        return progress["history"], frozenset(hypernet.space) - set(progress["reads"])
+        return progress["history"], frozenset(hypernet.space) - set(progress["reads"]), tree["plan"]
     except (RuntimeError, KeyError, TypeError) as error:
         raise StorageError(f"The checkpoint in '{folder}' does not fit this hypernetwork: {error}") from error

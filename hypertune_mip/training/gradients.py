@@ -48,7 +48,7 @@ class Gradients:
         self._step, self._prepared = step, prepared
         self._options, self._strategy, self._state, self._total = options, strategy, state, total
         self._hypernet = state.hypernet
-        self._waiting: list[tuple[Tensor, Tensor, float]] = []  # steps that the weights have not learned from yet
+        self._waiting: list[tuple[np.ndarray | None, Tensor, Tensor, float]] = []  # steps not learned from yet
         self._captured: dict[bool, Captured] = {}
 
     def __call__(self, batch: Any, *, progress: float, share: float) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S"]]:
@@ -69,7 +69,7 @@ class Gradients:
         units = state.settings.draw(count)
         if state.plan.execution is None:
             state.plan.execution = self._execution(count, split, batch)
-        encoded = encode(units, self._hypernet.space.dimensions, self._hypernet.encoding).numpy()
+        encoded = self._encoded(units)
         weigh = _Weigh(state, encoded, progress=progress, settings=count * world, share=share * world, device=device)
         if weigh.known is not None and self._captures:
             losses = self._replayed(units.to(device), batch, split, weigh.known)
@@ -80,35 +80,27 @@ class Gradients:
             everywhere = torch.cat([units.to(device), losses.to(units.dtype).unsqueeze(1)], 1)
             everywhere = self._strategy.gather(everywhere)
             units, losses = everywhere[:, :-1], everywhere[:, -1]
-        self._waiting.append((units, losses, progress))
+        self._waiting.append((encoded if world == 1 else None, units, losses, progress))
         if device.type == "cpu":
             self.learn()
         return units, losses
 
     def learn(self) -> None:
         """Let the weights learn from the steps since the last call; waits for the device."""
-        for units, losses, progress in self._waiting:
-            encoded = encode(units.cpu(), self._hypernet.space.dimensions, self._hypernet.encoding).numpy()
+        for encoded, units, losses, progress in self._waiting:
+            if encoded is None:
+                encoded = self._encoded(units.cpu())
             self._state.weights.observe(losses.double().cpu().numpy(), encoded, progress=progress)
         self._waiting.clear()
+
+    def _encoded(self, units: Tensor) -> np.ndarray:
+        encoded: np.ndarray = encode(units, self._hypernet.space.dimensions, self._hypernet.encoding).numpy()
+        return encoded
 
     def start_epoch(self) -> None:
         """Steps that are captured are compared with what they stand for once more."""
         for captured in self._captured.values():
             captured.start_epoch()
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """How steps run, in plain values, for the record of an epoch."""
-        plan = self._state.plan
-        reasons = [captured.refused for captured in self._captured.values()]
-        found = {} if plan.execution is None else plan.execution.to_json()
-        found["captured"] = bool(reasons) and not any(reasons)
-        if any(reasons):
-            found["not_captured"] = next(reason for reason in reasons if reason)
-        if plan.seconds:
-            found["measured"] = plan.seconds
-        return found
 
     @property
     def _captures(self) -> bool:
@@ -131,7 +123,10 @@ class Gradients:
             parameters = [p for p in self._hypernet.parameters() if p.requires_grad]
             device, precision = self._hypernet.device, self._options.precision
             self._captured[split] = Captured(step, parameters, device, precision=precision)
-        return self._captured[split](units, batch, weights)
+        losses = self._captured[split](units, batch, weights)
+        plan, refused = self._state.plan, [each.refused for each in self._captured.values() if each.refused]
+        plan.captured, plan.not_captured = not refused, next(iter(refused), None)
+        return losses
 
     def _execution(self, count: int, split: bool, batch: Any) -> Execution:
         """How settings run: as was asked for, the way that was fastest here, or what usually is where time is short."""

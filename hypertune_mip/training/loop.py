@@ -99,7 +99,6 @@ class Loop:
             "loss": float(total / batches),
             "learning_rate": float(self.descent.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - start,
-            "execution": self.gradients.description,
         }
 
     def _share(self, epoch: int, step: int) -> float:

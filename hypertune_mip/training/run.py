@@ -34,10 +34,12 @@ class Trained(NamedTuple):
     Args:
         history: One record an epoch.
         unread: Hyperparameters that neither the loss nor a layer has read.
+        execution: How the settings of a step ran, in plain values; see `Planned`.
     """
 
     history: list[Record]
     unread: frozenset[str]
+    execution: dict[str, Any]
 
 
 def train(
@@ -80,7 +82,8 @@ def train(
     hypernet.train()
     try:
         with forked_random_state(hypernet.device), gradients(True):
-            return Trained(run.epochs(), frozenset(hypernet.space) - run.state.progress.reads)
+            history, state = run.epochs(), run.state
+            return Trained(history, frozenset(hypernet.space) - state.progress.reads, state.plan.state_dict())
     finally:
         hypernet.eval()
 

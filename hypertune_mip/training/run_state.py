@@ -22,8 +22,7 @@ from hypertune_mip.training.settings import SettingsStream
 from hypertune_mip.training.weighting import SettingWeights
 
 Record = dict[str, Any]
-"""Of one epoch: epoch, step, loss (mean over steps and settings), learning_rate, seconds, how steps ran, validation
-figures."""
+"""Of one epoch: epoch, step, loss (mean over steps and settings), learning_rate, seconds, validation figures."""
 
 
 class Part(Protocol):
@@ -45,26 +44,26 @@ class Planned:
         small: Whether the network does little work on a batch, once it has been looked at.
         execution: The way, once it has been chosen.
         seconds: What a step took by each way that was measured: pairs of the way, in plain values, and the time.
+        captured: Whether steps were captured on CUDA.
+        not_captured: Why not, if it was tried.
     """
 
     largest_batch: int = 0
     small: bool | None = None
     execution: Execution | None = None
     seconds: list[list[Any]] = field(default_factory=list)
+    captured: bool = False
+    not_captured: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """See `Part`."""
-        execution = None if self.execution is None else self.execution.to_json()
-        return {
-            "largest_batch": self.largest_batch,
-            "small": self.small,
-            "execution": execution,
-            "seconds": self.seconds,
-        }
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return own | {"execution": None if self.execution is None else self.execution.to_json()}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """See `Part`."""
-        self.largest_batch, self.small, self.seconds = state["largest_batch"], state["small"], state["seconds"]
+        for name, value in state.items():
+            setattr(self, name, value)
         self.execution = None if state["execution"] is None else Execution.from_json(state["execution"])
 
 
