@@ -51,8 +51,9 @@ def load_checkpoint(folder: str | Path, state: RunState, fingerprint: Callable[[
     """
     tree = load_tree(folder, _NAME, kind=_KIND)
     try:
-        saved, total = tree.pop("fingerprint"), tree["schedule"]["total"]
-    except (KeyError, TypeError) as error:
+        saved, total = dict(tree.pop("fingerprint")), tree["schedule"]["total"]
+        total = None if total is None else int(total)
+    except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"The checkpoint in '{folder}' does not hold what a run needs: {error!r}.") from error
     if different := differences(saved, fingerprint(total)):
         raise StorageError(f"The checkpoint in '{folder}' belongs to another run: {different}.")
