@@ -93,6 +93,7 @@ class Emulator:
             raise SpaceError(f"`points` must be at least {FEWEST}, but got {points}.")
         fitted = space.sample(points - points // _CHECKS, seed=seed).unique(dim=0)
         checks = space.sample(points // _CHECKS, seed=seed, method="random")
+        checks = _fresh(checks, fitted)
         if len(fitted) < 2:
             raise SpaceError(f"An emulator needs a space with more than one setting, but got\n{space}")
         values = {name: value.double().cpu().numpy() for name, value in exact(torch.cat([fitted, checks])).items()}
@@ -156,7 +157,7 @@ class Emulator:
     def _measured(self, units: Tensor, exact: np.ndarray, known: np.ndarray) -> dict[str, EmulatorError]:
         errors = {}
         for (name, emulated), true, every in zip(self(units).items(), exact.T, known.T, strict=True):
-            good = np.isfinite(true)
+            good = np.isfinite(true) if np.isfinite(true).any() else slice(None)
             off = np.abs(emulated - true)[good]
             noise = _ROUNDING * float(np.abs(every).max())
             varies = np.ptp(true[good]) > noise
@@ -174,6 +175,12 @@ class Emulator:
                     HypertuneWarning,
                     stacklevel=stacklevel,
                 )
+
+
+def _fresh(checks: Tensor, fitted: Tensor) -> Tensor:
+    """Checks that are not among what is fitted; all of them where the space holds nothing else."""
+    fresh = ~(checks.unsqueeze(1) == fitted).all(-1).any(1)
+    return checks[fresh] if bool(fresh.any()) else checks
 
 
 def _check_finite(good: np.ndarray) -> None:
