@@ -9,6 +9,7 @@ import json
 NAMES = (
     "cheap",
     "instant",
+    "emulator",
     "right",
     "steady",
     "defaults",

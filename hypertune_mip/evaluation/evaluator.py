@@ -50,7 +50,7 @@ class Evaluator:
         hypernet: The trained, or half-trained, hypernetwork.
         metric: Written for one setting.
         loader: Batches of validation data, kept as `ValidationData` does.
-        memory_budget: Bytes that the settings of one chunk may take, by what one setting takes on the largest batch;
+        memory_budget: Bytes that the settings of one chunk may take, by what is really allocated on the largest batch;
             None is 32 MiB on a CPU and 1 GiB on CUDA. One setting is always evaluated, whatever it takes.
 
     Raises:
@@ -72,7 +72,7 @@ class Evaluator:
         self.memory_budget = memory_budget
         self.data = ValidationData(loader, hypernet.device)
         self._names: tuple[str, ...] = ()
-        self._bytes: dict[str | None, int] = {}
+        self._sizes: dict[str | None, int] = {}
 
     def __call__(self, units: Float[Tensor, "S d"], *, progress: bool = False) -> dict[str, Float[Tensor, "S"]]:
         """Metrics by name at each setting, float64, on the CPU.
@@ -81,8 +81,9 @@ class Evaluator:
             units: The settings.
             progress: Whether to show a bar.
         """
-        values = {name: torch.empty(len(units), dtype=torch.float64) for name in self.names()}
+        names = self.names()
         with self._running(backward=False), tqdm(total=len(units), disable=not progress, desc="evaluate") as bar:
+            values = {name: torch.empty(len(units), dtype=torch.float64) for name in names}
             for rows in _slices(len(units), self.chunk_size()):
                 for name, value in self._means(units[rows]).items():
                     values[name][rows] = value  # one array: small results kept between chunks would scatter the heap
@@ -105,9 +106,9 @@ class Evaluator:
             SpaceError: If the metric is unknown.
         """
         check_metric(metric, self.names())
-        values = torch.empty(len(units), dtype=torch.float64)
-        slopes = torch.empty(units.shape, dtype=torch.float64)
         with self._running(backward=True):
+            values = torch.empty(len(units), dtype=torch.float64)
+            slopes = torch.empty(units.shape, dtype=torch.float64)
             for rows in _slices(len(units), self.chunk_size(metric)):
                 means = self._slopes(units[rows], metric, self.data)
                 values[rows], slopes[rows] = means["value"], means["slope"]
@@ -121,28 +122,38 @@ class Evaluator:
     def names(self) -> tuple[str, ...]:
         """Names of the metrics, in the order in which the metric returns them."""
         if not self._names:
-            self._setting_bytes(None)
+            self.chunk_size()
         return self._names
 
     def chunk_size(self, metric: str | None = None) -> int:
         """Settings that are evaluated at once: for their values, or for the gradient of a metric."""
+        if metric not in self._sizes:
+            self._sizes[metric] = self._fitting(metric)
+        return self._sizes[metric]
+
+    def _fitting(self, metric: str | None) -> int:
+        """As many settings as fit, by what two of them take on the largest batch.
+
+        Why not one: copies that many settings need are views of a single one. S settings take at most S / 2 times what
+        two take, since what they share counts once.
+        """
         budget = self.memory_budget
         if budget is None:
             budget = _MEMORY_BUDGET.get(self.hypernet.device.type, _OTHER_MEMORY_BUDGET)
-        return max(1, budget // self._setting_bytes(metric))
+        if 2 * self._trial(1, metric) > budget:
+            return 1
+        return max(1, 2 * budget // max(1, self._trial(2, metric)))
 
-    def _setting_bytes(self, metric: str | None) -> int:
-        """What one setting takes on the largest batch; S settings take at most S times as much."""
-        if metric not in self._bytes:
-            unit = self.space.sample(1)
-            with self._running(backward=metric is not None), PeakBytes() as memory:
-                if metric is None:
-                    values = self.hypernet(self._named, unit, self.data.largest, split=False)
-                    self._names = tuple(values)
-                else:
-                    self._slopes(unit, metric, [self.data.largest])
-            self._bytes[metric] = max(1, memory.peak)
-        return self._bytes[metric]
+    def _trial(self, settings: int, metric: str | None) -> int:
+        """Bytes that so many settings take on the largest batch."""
+        units = self.space.sample(settings)
+        memory = PeakBytes()
+        with self._running(backward=metric is not None), memory:
+            if metric is None:
+                self._names = tuple(self.hypernet(self._named, units, self.data.largest, split=False))
+            else:
+                self._slopes(units, metric, [self.data.largest])
+        return memory.peak
 
     def _means(self, units: Tensor) -> dict[str, Tensor]:
         execution = self._execution(len(units), None)

@@ -53,13 +53,13 @@ def minimize(measure: Measure, metric: str, *, candidates: int, starts: int, ste
     values of their start. A metric without a gradient, such as an error rate, leaves the best candidate. A setting at
     which the metric is NaN counts as worse than any other.
     """
-    space = measure.space
-    units = space.sample(candidates, seed=seed)
-    values = _nan_last(_metric(measure(units), metric))
-    order = torch.argsort(values)[:starts]
-    free = torch.tensor([dim.cells is None for dim in space.dimensions])
-    best_units, best_values = units[order], values[order]
     with gradients(False):
+        space = measure.space
+        units = space.sample(candidates, seed=seed)
+        values = _nan_last(_metric(measure(units), metric))
+        order = torch.argsort(values)[:starts]
+        free = torch.tensor([dim.cells is None for dim in space.dimensions])
+        best_units, best_values = units[order], values[order]
         point = units[order].requires_grad_()
         descent = torch.optim.Adam([point], lr=_STEP)
         for _ in range(steps if bool(free.any()) else 0):
@@ -73,8 +73,8 @@ def minimize(measure: Measure, metric: str, *, candidates: int, starts: int, ste
                 break
             descent.step()
             point.clamp_(0.0, 1.0)
-    winner = int(best_values.argmin())
-    return Optimum(space.from_unit(best_units[winner : winner + 1])[0], float(best_values[winner]))
+        winner = int(best_values.argmin())
+        return Optimum(space.from_unit(best_units[winner : winner + 1])[0], float(best_values[winner]))
 
 
 def diverse_best(
