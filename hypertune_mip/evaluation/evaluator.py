@@ -110,7 +110,8 @@ class Evaluator:
             values = torch.empty(len(units), dtype=torch.float64)
             slopes = torch.empty(units.shape, dtype=torch.float64)
             for rows in _slices(len(units), self.chunk_size(metric)):
-                means = self._slopes(units[rows], metric, self.data)
+                execution = self._execution(rows.stop - rows.start, metric)
+                means = self._slopes(units[rows], metric, self.data, execution)
                 values[rows], slopes[rows] = means["value"], means["slope"]
         return values, slopes
 
@@ -152,7 +153,7 @@ class Evaluator:
             if metric is None:
                 self._names = tuple(self.hypernet(self._named, units, self.data.largest, split=False))
             else:
-                self._slopes(units, metric, [self.data.largest])
+                self._slopes(units, metric, [self.data.largest], None)
         return memory.peak
 
     def _means(self, units: Tensor) -> dict[str, Tensor]:
@@ -170,10 +171,11 @@ class Evaluator:
             return None
         return FORMED if count == 1 or self.chunk_size(metric) < _WORTH_MAPPING else FACTORED
 
-    def _slopes(self, units: Tensor, metric: str, batches: Iterable[Any]) -> dict[str, Tensor]:
+    def _slopes(
+        self, units: Tensor, metric: str, batches: Iterable[Any], execution: Execution | None
+    ) -> dict[str, Tensor]:
         """Value (S,) and slope (S, d) of one metric: the others stay out of the backward pass."""
         point = units.detach().clone().requires_grad_()
-        execution = FORMED if metric not in self._bytes else self._execution(len(units), metric)
 
         def one(model: nn.Module, batch: Any, config: Any) -> Tensor:
             return self._named(model, batch, config)[metric]
