@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 from weakref import WeakSet
@@ -24,14 +24,11 @@ Function = Callable[[nn.Module, Any, ActiveConfig], Any]
 Mode = Literal["auto", "vmap", "loop"]
 
 
-class MakeTensor(Protocol):
-    """One setting's tensor of a parameter."""
+class MakeTensors(Protocol):
+    """One setting's tensors, by the names of the parameters in whose places they stand."""
 
-    def __call__(self, name: str, theta_0: Tensor, value: Tensor, *, form: bool) -> Tensor:
-        """From the parameter's name, what it is in the network itself, and the setting's value for it.
-
-        The tensor is plain if `form`, else it may be structured.
-        """
+    def __call__(self, parameters: Tensors, values: Tensors, form: Set[str]) -> Tensors:
+        """From the network's own parameters and the setting's values; those named in `form` are plain."""
 
 
 class Kernel:
@@ -40,17 +37,17 @@ class Kernel:
     Args:
         network: Whose parameters are replaced while a function runs.
         names: Of the parameters that depend on the setting.
-        tensor: Makes one of them.
+        make: Makes their tensors at a setting.
         mapping: "vmap" or "loop" for all that runs; "auto" leaves it to each call, and falls back to "loop" where vmap
             cannot serve the network or the function.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str], tensor: MakeTensor, *, mapping: Mode) -> None:
+    def __init__(self, network: nn.Module, names: Sequence[str], make: MakeTensors, *, mapping: Mode) -> None:
         """See the class."""
         self.network = network
         self.names = tuple(names)
         self.mapping = mapping
-        self._tensor = tensor
+        self._make = make
         self._swap = Swap(network)
         recurrent = {id(p) for m in network.modules() if isinstance(m, nn.RNNBase) for p in m.parameters()}
         self._recurrent = frozenset(n for n, p in network.named_parameters() if id(p) in recurrent)
@@ -154,13 +151,8 @@ class Kernel:
     def structured(self, own: Setting) -> frozenset[str]:
         """Names of the parameters whose layers have a choice: their tensors of a setting are structured."""
         with self.lock, torch.no_grad():
-            parameters, values = self._swap.parameters(), own.at(0).values
-            return frozenset(
-                name
-                for name, value in values.items()
-                if name not in self._recurrent
-                and isinstance(self._tensor(name, parameters[name], value, form=False), StructuredWeight)
-            )
+            tensors = self._make(self._swap.parameters(), own.at(0).values, self._recurrent)
+            return frozenset(name for name, tensor in tensors.items() if isinstance(tensor, StructuredWeight))
 
     def _either(
         self,
@@ -208,10 +200,10 @@ class Kernel:
         def make(parameters: Tensors, values: Tensors) -> Tensors:
             kind = next(iter(values.values())).device.type
             with torch.autocast(kind, enabled=False):  # a setting's weights keep the precision of theta_0
-                if execution.mapping == "vmap":
-                    tensors = {n: self._tensor(n, parameters[n], value, form=False) for n, value in values.items()}
-                    return {name: to_place(tensor) if name in formed else tensor for name, tensor in tensors.items()}
-                return {n: self._tensor(n, parameters[n], value, form=n in formed) for n, value in values.items()}
+                if execution.mapping == "loop":
+                    return self._make(parameters, values, formed)
+                tensors = self._make(parameters, values, frozenset())
+                return {name: to_place(tensor) if name in formed else tensor for name, tensor in tensors.items()}
 
         @contextmanager
         def place(tensors: Tensors, configs: Tensors) -> Iterator[ActiveConfig]:

@@ -161,7 +161,8 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         known, ctx.known = ctx.known, None  # they are scaled in place, so once
-        torch._foreach_mul_([gradient for gradient in known if gradient is not None], upstream)
+        if upstream.device.type != "cpu" or float(upstream) != 1.0:
+            torch._foreach_mul_([gradient for gradient in known if gradient is not None], upstream)
         return None, None, *known
 
 

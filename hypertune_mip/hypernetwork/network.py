@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal, cast
 
 import torch
@@ -30,6 +30,8 @@ from hypertune_mip.hypernetwork.primary import (
     use_batch_statistics,
 )
 from hypertune_mip.space import SearchSpace
+
+_ALL = "numbers"  # a setting's only value, as the kernel names it
 
 
 class HyperNetwork(nn.Module):
@@ -103,13 +105,14 @@ class HyperNetwork(nn.Module):
                     for name, module in owners.items()
                 }
             )
+            self._sizes = [self.rule(name).size for name in self.generated]
             self.heads = self._heads()
         like = next(self.network.parameters())
         for part in (self.trunk, self.rules, self.heads):
             part.to(like)
         if freeze_theta_0:
             self.network.requires_grad_(False)
-        self.kernel = Kernel(self.network, self.generated, self._tensor, mapping=mapping)
+        self.kernel = Kernel(self.network, self.generated, self._tensors, mapping=mapping)
 
     def extra_repr(self) -> str:
         """Sizes and switches, in one line."""
@@ -149,15 +152,14 @@ class HyperNetwork(nn.Module):
         """The rule of one generated parameter, by its name in the primary network."""
         return cast(Rule, self.rules[self._keys[name]])
 
-    def numbers(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S numbers"]]:
-        """What the rules read, by parameter name: for each setting the numbers that make its tensor.
+    def numbers(self, units: Float[Tensor, "S d"]) -> Float[Tensor, "S numbers"]:
+        """What the rules read: for each setting the numbers that make its tensors, one tensor's behind the other's.
 
         They are computed in the network's own precision, also under autocast: settings differ by little.
         """
         with torch.autocast(self.device.type, enabled=False):
-            together = self.heads(self.trunk(self.encoded(units)))
-        parts = together.split([self.rule(name).size for name in self.generated], -1)
-        return dict(zip(self.generated, parts, strict=True))
+            numbers: Tensor = self.heads(self.trunk(self.encoded(units)))
+            return numbers
 
     def configs(self, units: Float[Tensor, "S d"]) -> dict[str, Num[Tensor, "S"]]:
         """Native values at units, by name, on the hypernetwork's device; floats in its type."""
@@ -166,19 +168,16 @@ class HyperNetwork(nn.Module):
 
     def settings(self, units: Float[Tensor, "S d"]) -> Setting:
         """Settings as the kernel takes them."""
-        return Setting(self.numbers(units), self.configs(units))
+        return Setting({_ALL: self.numbers(units)}, self.configs(units))
 
     def effective(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S ..."]]:
         """theta(u) formed in full, by name in the primary network, for generated and shared parameters alike."""
         with self.kernel.lock:  # no other thread may have its tensors in the network
             own = dict(self.network.named_parameters())
-        numbers = self.numbers(units)
-        rows = [
-            {name: self._tensor(name, own[name], part[index], form=True) for name, part in numbers.items()}
-            for index in range(len(units))
-        ]
-        formed = {name: torch.stack([row[name] for row in rows]) for name in numbers} if rows else {}
-        shared = {name: p.expand(len(units), *p.shape) for name, p in own.items() if name not in numbers}
+        everything = frozenset(self.generated)
+        rows = [self._tensors(own, {_ALL: numbers}, everything) for numbers in self.numbers(units)]
+        formed = {name: torch.stack([row[name] for row in rows]) for name in self.generated} if rows else {}
+        shared = {name: p.expand(len(units), *p.shape) for name, p in own.items() if name not in everything}
         return formed | shared
 
     def forward(
@@ -239,16 +238,21 @@ class HyperNetwork(nn.Module):
 
     def _heads(self) -> nn.Linear:
         """The linear maps of all rules, one below the other, so that a step computes them at once."""
-        sizes = [self.rule(name).size for name in self.generated]
-        heads = nn.Linear(self.widths[-1], sum(sizes))
+        heads = nn.Linear(self.widths[-1], sum(self._sizes))
         nn.init.zeros_(heads.bias)
-        for name, rows in zip(self.generated, heads.weight.split(sizes), strict=True):
+        for name, rows in zip(self.generated, heads.weight.split(self._sizes), strict=True):
             self.rule(name).initialize(rows)
         return heads
 
-    def _tensor(self, name: str, theta_0: Tensor, value: Tensor, *, form: bool) -> Tensor:
-        rule = self.rule(name)
-        return rule.form(theta_0, value) if form else rule.tensor(theta_0, value)
+    def _tensors(
+        self, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor], form: Set[str]
+    ) -> dict[str, Tensor]:
+        """Of one setting, by name; see `Kernel`. Its values are all rules' numbers, one behind the other."""
+        tensors = {}
+        for name, numbers in zip(self.generated, values[_ALL].split(self._sizes), strict=True):
+            rule = self.rule(name)
+            tensors[name] = (rule.form if name in form else rule.tensor)(parameters[name], numbers)
+        return tensors
 
 
 def _key(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -80,9 +80,9 @@ class Group:
         return values
 
 
-def _given(name: str, theta_0: Tensor, value: Tensor, *, form: bool) -> Tensor:
-    """A network's own tensor is its setting's value."""
-    return value
+def _given(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor], form: Set[str]) -> Mapping[str, Tensor]:
+    """A network's own tensors are its setting's values."""
+    return values
 
 
 def _one_for_each(losses: Tensor, rows: slice) -> Tensor:
