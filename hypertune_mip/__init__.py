@@ -20,6 +20,7 @@ from hypertune_mip.errors import (
     StorageError,
     TrainingError,
 )
+from hypertune_mip.execution import Execution
 from hypertune_mip.heads import Dense, Head, LowRank, RankOne
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
@@ -34,6 +35,7 @@ __all__ = [
     "DataError",
     "Dense",
     "Estimate",
+    "Execution",
     "Head",
     "HyperNetwork",
     "HypertuneError",
