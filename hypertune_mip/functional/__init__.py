@@ -4,6 +4,7 @@ from hypertune_mip.functional.context import ActiveConfig, ConfigModule, active
 from hypertune_mip.functional.structured import (
     StructuredWeight,
     absolute_sum,
+    as_type,
     exact,
     formed,
     lowered,
@@ -18,6 +19,7 @@ __all__ = [
     "StructuredWeight",
     "absolute_sum",
     "active",
+    "as_type",
     "exact",
     "formed",
     "lowered",

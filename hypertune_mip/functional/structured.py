@@ -128,7 +128,12 @@ def absolute_sum(tensor: Tensor) -> Tensor:
 def scaled(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x * scale + bias` in the type of x, rounded to it at the end only: 1.003 would be 1.004 in bfloat16."""
     y = x * scale if bias is None else torch.addcmul(bias, x, scale)
-    return y.to(x.dtype)
+    return as_type(y, x.dtype)
+
+
+def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a type; `Tensor.to` by itself costs as much as a small operation where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def lowered(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypertune_mip.functional import StructuredWeight, exact, lowered, scaled
+from hypertune_mip.functional import StructuredWeight, as_type, exact, lowered, scaled
 from hypertune_mip.heads.axes import Axes, axes_of, channels
 from hypertune_mip.heads.base import Head
 from hypertune_mip.heads.rule import Initialization, Rule
@@ -63,8 +63,8 @@ def _form(theta_0: Tensor, row: Tensor, column: Tensor, axes: Axes) -> Tensor:
     """
     scale = row.reshape(axes.row_shape) * column.reshape(axes.column_shape)
     if axes.shape == theta_0.shape:
-        return (theta_0 * scale).to(theta_0.dtype)
-    return (theta_0.reshape(axes.shape) * scale).reshape(theta_0.shape).to(theta_0.dtype)
+        return as_type(theta_0 * scale, theta_0.dtype)
+    return as_type((theta_0.reshape(axes.shape) * scale).reshape(theta_0.shape), theta_0.dtype)
 
 
 # Layers, by factors. Zero padding, stride and dilation commute with the scales.
@@ -137,7 +137,7 @@ def _embedding(
     if padding_idx is not None or max_norm is not None or scale_grad_by_freq:
         return None
     rows = F.embedding(input, weight.theta_0) * F.embedding(input, weight.row.unsqueeze(-1)) * weight.column
-    return rows.to(weight.theta_0.dtype)
+    return as_type(rows, weight.theta_0.dtype)
 
 
 class RankOneWeight(StructuredWeight):
@@ -181,7 +181,7 @@ class RankOneWeight(StructuredWeight):
     def _weighted(self, entries: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """Sum of entries, of W_0's shape, each times the numbers of its row and column."""
         stack, rows, columns = self.axes.stack, self.axes.rows, self.axes.columns
-        entries = entries.to(row.dtype)
+        entries = as_type(entries, row.dtype)
         if entries.numel() > stack * rows * columns:
             entries = entries.reshape(stack * rows, columns, -1).sum(-1)
         with exact(entries):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hypertune_mip.functional import plain
+from hypertune_mip.functional import as_type, plain
 
 Initialization = Literal["zero", "fan_out"]
 
@@ -71,5 +71,5 @@ class Additive(Rule):
 
     def tensor(self, theta_0: Tensor, numbers: Tensor) -> Tensor:
         """See `Rule.tensor`."""
-        change = numbers.reshape(theta_0.shape)
-        return (theta_0 + change if self.residual else change).to(theta_0.dtype)
+        change = numbers if theta_0.ndim == 1 else numbers.reshape(theta_0.shape)
+        return as_type(theta_0 + change if self.residual else change, theta_0.dtype)
