@@ -70,23 +70,25 @@ class Gradients:
         if state.plan.execution is None:
             state.plan.execution = self._execution(count, split, batch)
         encoded = self._encoded(units)
-        weigh = _Weigh(state, encoded, progress=progress, settings=count * world, share=share * world, device=device)
+        options: dict[str, Any] = {"progress": progress, "settings": count * world, "share": share * world}
+        weigh = _Weigh(state, encoded, **options, device=device, alone=world == 1)
         if weigh.known is not None and self._captures:
             losses = self._replayed(units.to(device), batch, split, weigh.known)
         else:
             total, losses = self._prepared(units, batch, split, weigh, state.plan.execution)
+            if weigh.leads:
+                leads = torch.from_numpy(np.concatenate(weigh.leads)).to(device)
+                total = total / self._strategy.gather(leads).mean().to(total.dtype)
             total.backward()
         if world > 1:
             everywhere = torch.cat([units.to(device), losses.to(units.dtype).unsqueeze(1)], 1)
             everywhere = self._strategy.gather(everywhere)
             units, losses = everywhere[:, :-1], everywhere[:, -1]
         self._waiting.append((encoded if world == 1 else None, units, losses, progress))
-        if device.type == "cpu":
-            self.learn()
         return units, losses
 
     def learn(self) -> None:
-        """Let the weights learn from the steps since the last call; waits for the device."""
+        """Let the weights learn from the steps since the last call, whose losses are finite; waits for the device."""
         for encoded, units, losses, progress in self._waiting:
             if encoded is None:
                 encoded = self._encoded(units.cpu())
@@ -170,7 +172,17 @@ class Gradients:
 
 
 class _Weigh:
-    """From losses of some settings of a step to their weights; see `Weigh`."""
+    """From losses of some settings of a step to their weights; see `Weigh`.
+
+    Args:
+        state: Of the run.
+        encoded: The step's settings.
+        progress: Share of training that is over.
+        settings: How many the step has, on all workers.
+        share: What weights are multiplied with.
+        device: Of the losses.
+        alone: Whether there is one worker only.
+    """
 
     def __init__(
         self,
@@ -181,21 +193,28 @@ class _Weigh:
         settings: int,
         share: float,
         device: torch.device,
+        alone: bool,
     ) -> None:
+        """See the class."""
         self._weights, self._encoded = state.weights, encoded
         self._options: dict[str, Any] = {"progress": progress, "settings": settings}
         self._share, self._dtype = share, state.hypernet.dtype
         # in float16, gradients are scaled from the loss on
         self._scale = state.scaler.scale(torch.ones((), device=device)) if state.scaler.is_enabled() else None
+        self.leads: list[np.ndarray] = []  # by whose mean, over all workers, the sum is still to be divided
         self.known: Tensor | None = None
-        if self._weights.settled:
-            self.known = self._tensor(self._weights(None, encoded, **self._options), device)
+        if self._weights.settled and alone:
+            weights, leads = self._weights(None, encoded, **self._options)
+            self.known = self._tensor(weights / leads.mean(), device)
 
     def __call__(self, losses: Tensor, rows: slice) -> Tensor:
+        """See `Weigh`."""
         if self.known is not None:
             return self.known[rows]
-        numbers = losses.double().cpu().numpy()
-        return self._tensor(self._weights(numbers, self._encoded[rows], **self._options), losses.device)
+        numbers = None if self._weights.settled else losses.double().cpu().numpy()
+        weights, leads = self._weights(numbers, self._encoded[rows], **self._options)
+        self.leads.append(leads)
+        return self._tensor(weights, losses.device)
 
     def _tensor(self, weights: np.ndarray, device: torch.device) -> Tensor:
         made = torch.from_numpy(weights * self._share).to(device, self._dtype, non_blocking=True)

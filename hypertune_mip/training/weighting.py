@@ -9,11 +9,9 @@ so the weight uses what a running regression of the log loss on the encoded sett
 
 Settings with a strong penalty must not crush the shared weights before the hypernetwork can tell settings apart: once
 all weights are near zero, no setting's fit gives a gradient any more. So in the first part of training (see `pace`)
-the weight is 1 / loss * (scale / loss)^p with p falling to 0, which lets the settings that can be fitted lead; the
-scale is a running one that keeps the mean weight where it is.
-
-A setting's weight depends on what came before and, in the first steps, on its own loss, not on the other settings of
-its step: each can be trained by itself, on one worker or another, before the next one is looked at.
+the weight is 1 / loss * (scale / loss)^p with p falling to 0, which lets the settings that can be fitted lead. The
+scale makes the mean of the second factor 1: over the settings of the step, or, where a setting has a step to itself,
+over the last steps.
 
 Why not the loss as it is, or 1 / its own value: on small problems with penalties up to crushing ones, both end in a
 network that ignores its input and every hyperparameter (see the decision record on weights).
@@ -35,8 +33,9 @@ _RIDGE = 1e-2
 _OBSERVE = 20  # steps before the regression is used
 _REFIT = 5  # steps between solutions of the regression
 _LEAD_POWER = 4.0  # p at the start
-_LEAD_MEMORY = 0.9  # of the running scale, a step
-_LEAD_LIMIT = 10.0  # times the mean weight: a sudden fall of the loss must not outweigh all that came before
+_LEAD_MEMORY = 0.9  # of the usual lead, a step
+_LEAD_LIMIT = 10.0  # times the usual: a sudden fall of the loss must not outweigh all that came before
+_LARGEST_POWER = 60.0  # of e, so that leads stay numbers in float32
 _FLOOR = 1e-6  # of the average loss: a setting that fits perfectly must not have an infinite weight
 _SMALLEST = 1e-30
 _DECAY = 0.99  # of the one scale that serves losses which can be negative
@@ -64,7 +63,8 @@ class SettingWeights:
         self.steps = 0
         self._signed = False
         self._running = 0.0
-        self._scale = math.nan  # log of the mean of loss^-p
+        self._center = 0.0  # a usual log loss, from which leads are counted so that they are no extreme numbers
+        self._usual = math.nan  # log of the running mean of leads
         self._low, self._high = math.inf, -math.inf
         self._gram: Array = _RIDGE * np.eye(columns + 1)
         self._moment: Array = np.zeros(columns + 1)
@@ -77,8 +77,11 @@ class SettingWeights:
 
     def __call__(
         self, losses: Float[Array, "S"] | None, encoded: Float[Array, "S E"], *, progress: float, settings: int
-    ) -> Float[Array, "S"]:
-        """The weights: what to minimise in a step is the sum of weights x losses over all its settings.
+    ) -> tuple[Float[Array, "S"], Float[Array, "S"]]:
+        """Weights, and by how much each setting leads: a step minimises the sum of weights x losses over mean(leads).
+
+        So each setting can be trained before the losses of the others are known; the mean is divided out at the end. A
+        setting that has a step to itself leads by what is usual, and its lead is returned as 1.
 
         Args:
             losses: Of some or all settings of the step; not looked at once `settled`.
@@ -87,7 +90,12 @@ class SettingWeights:
             settings: How many the step has in all.
         """
         if not self.normalize:
-            return np.full(len(encoded), 1 / settings)
+            return np.full(len(encoded), 1 / settings), np.ones(len(encoded))
+        with np.errstate(all="ignore"):  # a loss that is not finite ends training, but not here
+            weights, leads = self._weights(losses, encoded, progress, alone=settings == 1)
+            return weights / settings, leads
+
+    def _weights(self, losses: Array | None, encoded: Array, progress: float, *, alone: bool) -> tuple[Array, Array]:
         if self.settled:
             expected = np.clip(_inputs(encoded) @ self._coefficients, self._low, self._high)
             signed = np.full(len(encoded), self._signed)
@@ -96,13 +104,14 @@ class SettingWeights:
             running = np.abs(losses) if self.steps == 0 else self._running
             expected, signed = _logs(losses, running), (losses < 0) | self._signed
         constant = 1 / np.maximum(self._running if self.steps else np.abs(losses), _SMALLEST)  # type: ignore[arg-type]
-        if math.isnan(self._scale):
-            leading = np.ones(len(encoded))
-        else:
-            exponent = -_LEAD_POWER * lead(progress) * expected - self._scale
-            leading = np.exp(np.minimum(exponent, math.log(_LEAD_LIMIT)))
-        weights: Array = np.where(signed, constant, leading * np.exp(-expected)) / settings
-        return weights
+        power = _LEAD_POWER * lead(progress)
+        leads = np.exp(np.clip(power * (self._center - expected), -_LARGEST_POWER, _LARGEST_POWER))
+        if alone:
+            usual = 1.0 if math.isnan(self._usual) else math.exp(self._usual)
+            leads = np.minimum(leads / usual, _LEAD_LIMIT)
+        leads = np.where(signed, 1.0, leads)
+        weights: Array = np.where(signed, constant, leads * np.exp(-expected))
+        return weights, np.ones_like(leads) if alone else leads
 
     def observe(self, losses: Float[Array, "S"], encoded: Float[Array, "S E"], *, progress: float) -> None:
         """Learn from a whole step.
@@ -119,9 +128,12 @@ class SettingWeights:
         self._running = max(running, _SMALLEST)
         self._signed = self._signed or bool((losses < 0).any())
         logs, inputs = _logs(losses, self._running), _inputs(encoded)
-        power = float(np.logaddexp.reduce(-_LEAD_POWER * lead(progress) * logs)) - math.log(len(logs))
-        before = power if math.isnan(self._scale) else self._scale
-        self._scale = float(np.logaddexp(before + math.log(_LEAD_MEMORY), power + math.log(1 - _LEAD_MEMORY)))
+        if self.steps == 0:
+            self._center = float(logs.mean())
+        exponents = np.clip(_LEAD_POWER * lead(progress) * (self._center - logs), -_LARGEST_POWER, _LARGEST_POWER)
+        usual = float(np.logaddexp.reduce(exponents)) - math.log(len(logs))
+        before = usual if math.isnan(self._usual) else self._usual
+        self._usual = float(np.logaddexp(before + math.log(_LEAD_MEMORY), usual + math.log(1 - _LEAD_MEMORY)))
         self._gram = _FORGET * self._gram + inputs.T @ inputs
         self._gram.flat[:: len(self._gram) + 1] += _RIDGE * (1 - _FORGET)
         self._moment = _FORGET * self._moment + inputs.T @ logs
@@ -132,7 +144,7 @@ class SettingWeights:
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on."""
-        numbers = [self._running, self._scale, self._low, self._high]
+        numbers = [self._running, self._center, self._usual, self._low, self._high]
         return {
             "steps": self.steps,
             "signed": self._signed,
@@ -145,7 +157,7 @@ class SettingWeights:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the state of an earlier run."""
         self.steps, self._signed = state["steps"], state["signed"]
-        self._running, self._scale, self._low, self._high = state["numbers"].tolist()
+        self._running, self._center, self._usual, self._low, self._high = state["numbers"].tolist()
         self._gram, self._moment, self._coefficients = (
             state[name].cpu().numpy().copy() for name in ("gram", "moment", "coefficients")
         )
