@@ -19,6 +19,7 @@ from hypertune_mip.errors import NetworkError
 from hypertune_mip.execution.swap import random_state, set_random_state
 from hypertune_mip.functional import ActiveConfig, StructuredWeight
 
+_LARGE = 2**15  # elements of a tensor whose backward pass is worth a call of its own
 Tensors = Mapping[str, Tensor]
 Weigh = Callable[[Tensor, slice], Tensor]
 """From losses without history, (n,), of the settings in a slice to their weights (n,)."""
@@ -123,10 +124,11 @@ class _Pass:
 
     def __init__(self, work: Work, parameters: Tensors, own: Setting, data: Any) -> None:
         self.own = Setting(*({name: _leaf(t) for name, t in part.items()} for part in own))
-        self._made = work.make(parameters, self.own.values)
+        self._made = dict(work.make(parameters, self.own.values))
         self._placed = {n: t if isinstance(t, StructuredWeight) else _parameter(t) for n, t in self._made.items()}
         self._block = work.place({**parameters, **self._placed}, self.own.configs)
         self._function, self._data = work.function, data
+        self._went_back = False
         self.result: Any
 
     def __enter__(self) -> _Pass:
@@ -138,16 +140,32 @@ class _Pass:
             raise
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._block.__exit__(*error)
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        self._block.__exit__(kind, *error)
+        if self._went_back and kind is None:
+            self._pass_on()
 
     def backward(self, results: Sequence[Tensor], upstream: Sequence[Tensor]) -> None:
-        """Add to the gradients of all leaves."""
+        """Add to the gradients of all leaves, by the end of the block."""
         torch.autograd.backward(list(results), list(upstream))
-        made = [(t, self._placed[name].grad) for name, t in self._made.items() if t.requires_grad]
-        formed = [(t, gradient) for t, gradient in made if gradient is not None]
-        if formed:
-            torch.autograd.backward([t for t, _ in formed], [gradient for _, gradient in formed])
+        self._went_back = True
+
+    def _pass_on(self) -> None:
+        """From tensors that stood in the network to what they are made from; a large one is dropped before the next."""
+        small: list[tuple[Tensor, Tensor]] = []
+        for name in list(self._made):
+            made, placed = self._made.pop(name), self._placed.pop(name)
+            gradient = (
+                placed.grad if made.requires_grad else None
+            )  # a structured weight's factors are leaves themselves
+            del placed
+            if gradient is not None and made.numel() >= _LARGE:
+                torch.autograd.backward(made, gradient)
+            elif gradient is not None:
+                small.append((made, gradient))
+            del made, gradient
+        if small:
+            torch.autograd.backward([made for made, _ in small], [gradient for _, gradient in small])
 
 
 class _Known(torch.autograd.Function):
