@@ -191,7 +191,7 @@ def _check_finite(good: np.ndarray) -> None:
         warnings.warn(
             f"At {missing} of {len(good)} settings a metric is not finite; what is emulated there means nothing.",
             HypertuneWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
