@@ -26,6 +26,7 @@ def blocks(path: Path) -> list[tuple[int, str]]:
 
 # The documents train briefly.
 @pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted:hypertune_mip.HypertuneWarning")
+@pytest.mark.filterwarnings("ignore:The emulator is not to be relied on:hypertune_mip.HypertuneWarning")
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path) and path != NEEDS_RAY], ids=name)
 def test_code_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")

@@ -34,7 +34,7 @@ LEAST_TAU = 0.8
 FEWEST = 16
 """Exact evaluations that an emulator needs."""
 _CHECKS = 8  # one of so many exact evaluations is not fitted but checks the fit
-_CHUNK = 2048  # settings that a thread interpolates at a time
+_CHUNK = 64  # settings that a thread interpolates at a time: few, or BLAS would start threads inside each
 _NO_SPREAD = 1e-9  # of the largest spread: a direction in which the settings do not differ
 _ROUNDING = 1e-6  # of the largest value: a metric that varies less is taken for constant
 
@@ -191,7 +191,7 @@ def _check_finite(good: np.ndarray) -> None:
         warnings.warn(
             f"At {missing} of {len(good)} settings a metric is not finite; what is emulated there means nothing.",
             HypertuneWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
