@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-ray test-all check lint types layers format wheel demo fashion bench bench-venv \
+.PHONY: help venv test test-rounding test-ray test-all check lint types layers format wheel demo fashion bench bench-venv \
 	bench-smoke bench-gpu docs-tables clean
 
 help:  ## list the targets
@@ -25,6 +25,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: venv  ## the tests that every change must pass
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not ray"
+
+test-rounding: venv  ## laws once more, with matrix products that round as on processors without AVX-512
+	MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest -q tests/test_laws_network.py tests/test_laws_surrogate.py \
+		tests/test_laws_evaluation.py tests/test_kernel.py tests/test_heads.py tests/test_truth.py
 
 test-ray: venv  ## tests that start Ray on this machine; some minutes
 	$(BIN)/python -m pytest -q -m "ray and not slow and not gpu"
