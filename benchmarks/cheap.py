@@ -11,7 +11,8 @@ import torch
 
 import hypertune_mip as ht
 from benchmarks import results, tasks
-from hypertune_mip.training.step import TrainingStep, split_batch
+from hypertune_mip.execution import FORMED
+from hypertune_mip.training.step import TrainingStep
 
 CONFIG = {"weight_decay": 1e-3, "dropout": 0.3, "label_smoothing": 0.1}
 HEADS = {"RankOne": ht.RankOne(), "LowRank": ht.LowRank(), "Dense": ht.Dense()}
@@ -51,15 +52,18 @@ def _step(task: tasks.Task, repeats: int) -> dict[str, float]:
     plain = ht.nn.resolve(task.network(), CONFIG).train()
     plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
     batch = next(iter(task.loader()))
-    units = task.space.sample(10)
-    losses: list[torch.Tensor] = []
+    units = task.space.sample(1)
+    totals: list[torch.Tensor] = []
 
-    def forward() -> None:
-        losses[:] = [step(units, batch, split=True)]
+    def one(losses: torch.Tensor, rows: slice) -> torch.Tensor:
+        return torch.ones_like(losses)
 
-    def backward() -> None:
+    def both_passes() -> None:
+        totals[:] = [step(units, batch, False, one, FORMED)[0]]
+
+    def hypernetwork() -> None:
         optimizer.zero_grad()
-        losses[0].mean().backward()
+        totals[0].backward()
 
     def plain_step() -> None:
         plain_optimizer.zero_grad()
@@ -70,9 +74,8 @@ def _step(task: tasks.Task, repeats: int) -> dict[str, float]:
         "batch from the loader": lambda: next(iter(task.loader())),
         "plain: whole step": plain_step,
         "fit: numbers of all heads": lambda: hypernet.numbers(units),
-        "fit: batch split over settings": lambda: split_batch(batch, 10),
-        "fit: forward (with both of these)": forward,
-        "fit: backward": backward,
+        "fit: the network at a setting, forward and backward (with these)": both_passes,
+        "fit: backward through the hypernetwork": hypernetwork,
         "fit: optimiser": optimizer.step,
     }
     times: dict[str, list[float]] = {name: [] for name in parts}
