@@ -106,6 +106,42 @@ def test_what_cannot_be_recorded_runs_as_it_is(error: Exception) -> None:
     assert captured.refused == f"{type(error).__name__}: {error}"
 
 
+def test_buffers_are_those_of_as_many_steps() -> None:
+    """Warming up, recording and comparing leave them as they were."""
+    problem, buffer = Problem(), torch.zeros(())
+    plain = problem.step
+
+    def step(x: Tensor) -> Tensor:
+        buffer.add_(1)
+        return plain(x)
+
+    def warmed(step: Step, inputs: Sequence[Any], device: torch.device) -> Recording:
+        for _ in range(3):
+            step(*inputs)
+        return step
+
+    captured = Captured(step, [problem.weight, problem.unused], CPU, buffers=[buffer], record=warmed)
+    for count in (1, 2, 3):
+        problem.weight.grad = None
+        captured.start_epoch()
+        captured(torch.ones(3))
+        assert int(buffer) == count
+    assert captured.refused is None
+
+
+def test_an_overflow_says_nothing_about_a_recording() -> None:
+    """As of float16, whose scale an optimiser then lowers; the next step is compared."""
+    problem = Problem()
+    captured = problem.captured(record(Faithful))
+    captured(torch.full((3,), torch.inf))
+    assert captured.refused is None
+    for _ in range(2):
+        problem.weight.grad = None
+        problem.calls = 0
+        captured(torch.ones(3))
+    assert captured.refused is None and problem.calls == 1  # no longer compared
+
+
 def test_a_smaller_batch_runs_outside() -> None:
     problem = Problem()
     captured = problem.captured(record(Faithful))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import HEADS
 from optuna.distributions import FloatDistribution
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -196,11 +197,12 @@ def test_recomputed_activations_are_refused_under_vmap(reentrant: bool) -> None:
 
 
 @EVERY_MAPPING
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("formed", [(), ("*",), ("0.*",)])
 @pytest.mark.parametrize("split", [True, False])
-def test_a_step_is_the_weighted_sum_of_differentiable_losses(mapping: Any, formed: Any, split: bool) -> None:
+def test_a_step_is_the_weighted_sum_of_differentiable_losses(mapping: Any, head: str, formed: Any, split: bool) -> None:
     network = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).double()
-    this, units = hypernet(network), SPACE.sample(3)
+    this, units = hypernet(network, HEADS[head]), SPACE.sample(3)
     x = torch.randn(*((3,) if split else ()), 4, 3, dtype=torch.float64)
     weights = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
     execution = Execution(mapping=mapping, formed=formed)
@@ -212,6 +214,7 @@ def test_a_step_is_the_weighted_sum_of_differentiable_losses(mapping: Any, forme
         return weights[rows]
 
     total, losses = this.weighted(loss, units, x, split=split, weigh=weigh, execution=execution)
+    assert all(p.grad is None for p in this.parameters())  # what synchronises gradients waits for the backward pass
     (3 * total).backward()
     got = [p.grad.clone() for p in this.parameters()]
     this.zero_grad()
@@ -340,6 +343,44 @@ def test_threads_take_turns_in_one_network() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_threads_take_turns_in_backward_passes_too(head: str) -> None:
+    """In the loop these run each setting anew."""
+    this, x = hypernet(nn.Linear(3, 2), HEADS[head], mapping="loop"), torch.randn(4, 3)
+    before = dict(this.network.named_parameters())
+
+    def slope() -> Tensor:
+        units = SPACE.sample(8).requires_grad_()
+        return torch.autograd.grad(this(output, units, x, split=False).square().sum(), units)[0]
+
+    expected, found = slope(), []
+    threads = [threading.Thread(target=lambda: found.extend(slope() for _ in range(10))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 30
+    for one in found:
+        torch.testing.assert_close(one, expected)
+    assert all(parameter is before[name] for name, parameter in this.network.named_parameters())
+    assert all(parameter.grad is None for parameter in this.parameters())
+
+
+def test_a_masks_missing_batch_axis_is_folded_as_well() -> None:
+    class Masks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inner(x).unflatten(-1, (2, 4)).transpose(1, 2)
+            return F.scaled_dot_product_attention(h, h, h, h[0, 0] @ h[0, 0].T)
+
+    x, units = torch.randn(3, 5, 8), SPACE.sample(2)
+    results = [hypernet(Masks(), mapping=mapping)(output, units, x, split=False) for mapping in ("vmap", "loop")]
+    assert results[0].shape == results[1].shape
+
+
 def test_a_fallback_has_the_random_numbers_of_the_loop() -> None:
     """So that a network that vmap cannot serve is trained the same whether vmap was tried before or not."""
 
@@ -364,5 +405,40 @@ def test_a_fallback_has_the_random_numbers_of_the_loop() -> None:
 
 def test_gradients_of_data_are_refused_in_the_loop_instead_of_lost() -> None:
     this = hypernet(nn.Linear(3, 2), mapping="loop")
-    with pytest.raises(ht.NetworkError, match="data"):
-        this(output, SPACE.sample(2), torch.randn(4, 3, requires_grad=True), split=False)
+    x, units = torch.randn(4, 3), SPACE.sample(2)
+
+    def step(units: Tensor, x: Tensor) -> Any:
+        def loss(model: nn.Module, batch: Tensor, config: Any) -> Tensor:
+            return model(batch).square().mean() * config["a"]
+
+        return this.weighted(loss, units, x, split=False, weigh=lambda losses, rows: torch.ones_like(losses))
+
+    for call in (lambda: this(output, units, x.requires_grad_(), split=False), lambda: step(units, x.requires_grad_())):
+        with pytest.raises(ht.NetworkError, match="data"):
+            call()
+    with pytest.raises(ht.NetworkError, match="configs"):
+        step(units.clone().requires_grad_(), x.detach())
+
+
+def test_a_step_goes_back_once() -> None:
+    this = hypernet(nn.Linear(3, 2), mapping="loop")
+    total, _ = this.weighted(
+        lambda model, batch, config: model(batch).square().mean(),
+        SPACE.sample(2),
+        torch.randn(4, 3),
+        split=False,
+        weigh=lambda losses, rows: torch.ones_like(losses),
+    )
+    total.backward(retain_graph=True)
+    with pytest.raises(ht.NetworkError, match="once"):
+        total.backward()
+
+
+def test_a_function_need_not_be_hashable() -> None:
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, model: nn.Module, batch: Tensor, config: Any) -> Tensor:
+            return model(batch)
+
+    assert hypernet(nn.Linear(3, 2))(Unhashable(), SPACE.sample(2), torch.randn(4, 3), split=False).shape == (2, 4, 2)

@@ -84,6 +84,15 @@ def test_a_setting_alone_leads_by_what_is_usual(progress: float, power: float) -
     assert 0.5 < shares.mean() < 2.0
 
 
+@pytest.mark.parametrize("loss", [0.01, 1.0, 100.0])
+def test_the_first_setting_alone_has_no_lead(loss: float) -> None:
+    """Whatever the unit of the loss."""
+    weights, x = SettingWeights(1), column(0.5)
+    for _ in range(2):
+        assert of(weights, np.array([loss]), x, progress=0.0, settings=1) * loss == pytest.approx(1.0)
+        weights.observe(np.array([loss]), x, progress=0.0)
+
+
 def test_a_sudden_fall_of_the_loss_does_not_outweigh_all_before() -> None:
     weights, x = SettingWeights(1), column(0.5)
     for _ in range(5):

@@ -48,15 +48,18 @@ class CudaGraph:
     def __init__(self, step: Step, inputs: Sequence[Any], device: torch.device) -> None:
         """See the class."""
         self._inputs = tree_map_only(Tensor, torch.clone, tuple(inputs))
-        aside = torch.cuda.Stream(device)
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_UP):
-                step(*self._inputs)
-        torch.cuda.current_stream(device).wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = step(*self._inputs)
+        # the stream of before is set anew at the end, since a recording that fails may leave its own behind
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            aside = torch.cuda.Stream(device)
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):
+                for _ in range(_WARM_UP):
+                    step(*self._inputs)
+            torch.cuda.current_stream(device).wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            # a loader's thread may ask for pinned memory meanwhile
+            with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
+                self._result = step(*self._inputs)
 
     def __call__(self, *inputs: Any) -> Tensor:
         """See `Recording`."""
@@ -74,6 +77,7 @@ class Captured:
         step: See `Step`.
         parameters: Whose gradients it adds to.
         device: Where it runs.
+        buffers: That it may change in place.
         precision: In which it runs.
         record: Makes a recording.
     """
@@ -84,12 +88,14 @@ class Captured:
         parameters: Sequence[nn.Parameter],
         device: torch.device,
         *,
+        buffers: Sequence[Tensor] = (),
         precision: str = "float32",
         record: Callable[[Step, Sequence[Any], torch.device], Recording] = CudaGraph,
     ) -> None:
         """See the class."""
         self._step, self._parameters, self._device, self._record = step, list(parameters), device, record
         self._tolerance = _ROUNDING[precision]
+        self._buffers = list(buffers)
         self._recording: Recording | None = None
         self._shapes: Any = None
         self._gradients: list[Tensor] = []
@@ -109,14 +115,15 @@ class Captured:
         if self.refused is not None or _shapes(inputs) != self._shapes:
             return self._step(*inputs)
         if self._to_check and all(parameter.grad is None for parameter in self._parameters):
-            self._to_check = False
-            if not self._agrees(inputs):
+            agrees = self._agrees(inputs)
+            self._to_check = agrees is None
+            if agrees is False:
                 self._recording, self._gradients = None, []
                 self.refused = "a replayed step differs from the step itself: the loss or network changes between steps"
         return self._step(*inputs) if self._recording is None or self._used is None else self._replayed(inputs)
 
     def _make(self, inputs: Sequence[Any]) -> None:
-        state = random_state(self._device)
+        state, buffers = random_state(self._device), [buffer.clone() for buffer in self._buffers]
         before = [parameter.grad for parameter in self._parameters]
         self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         try:
@@ -127,7 +134,7 @@ class Captured:
             self.refused = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             self._gradients = []
         self._hold(before)
-        set_random_state(state, self._device)
+        self._put_back(state, buffers)
 
     def _replayed(self, inputs: Sequence[Any]) -> Tensor:
         """Replay, adding to gradients as a backward pass does."""
@@ -145,28 +152,42 @@ class Captured:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return result
 
-    def _agrees(self, inputs: Sequence[Any]) -> bool:
-        """Whether a replay gives what the step gives, from the same random numbers; gradients are left behind."""
-        state = random_state(self._device)
+    def _agrees(self, inputs: Sequence[Any]) -> bool | None:
+        """Whether a replay gives what the step gives, from the same random numbers; gradients are left behind.
+
+        None where numbers are not finite, as when float16 overflows: then the next step tells.
+        """
+        state, buffers = random_state(self._device), [buffer.clone() for buffer in self._buffers]
         expected = [self._step(*inputs), *(parameter.grad for parameter in self._parameters)]
-        self._used = [gradient is not None for gradient in expected[1:]]
+        used = [gradient is not None for gradient in expected[1:]]
         self._hold([None] * len(self._parameters))
-        set_random_state(state, self._device)
+        self._put_back(state, buffers)
+        if not all(bool(torch.isfinite(one).all()) for one in expected if one is not None):
+            return None
+        self._used = used
         found = [self._replayed(inputs), *(parameter.grad for parameter in self._parameters)]
-        set_random_state(state, self._device)
         self._hold([None] * len(self._parameters))
-        return all(
-            one is None or (other is not None and _distance(one, other) <= self._tolerance)
-            for one, other in zip(expected, found, strict=True)
-        )
+        self._put_back(state, buffers)
+        pairs = [(one, other) for one, other in zip(expected, found, strict=True) if one is not None]
+        return all(_distance(part) <= self._tolerance for part in (pairs[:1], pairs[1:]))
+
+    def _put_back(self, state: Any, buffers: Sequence[Tensor]) -> None:
+        """In place: a recording knows where buffers are."""
+        set_random_state(state, self._device)
+        with torch.no_grad():
+            for buffer, before in zip(self._buffers, buffers, strict=True):
+                buffer.copy_(before)
 
     def _hold(self, gradients: Sequence[Tensor | None]) -> None:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / one.norm().clamp_min(torch.finfo(one.dtype).tiny))
+def _distance(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> float:
+    """How far all second tensors together are from the first ones, relative to these."""
+    difference = sum(float((one - other).double().square().sum()) for one, other in pairs if other is not None)
+    size = sum(float(one.double().square().sum()) for one, _ in pairs)
+    return float((difference / max(size, 1e-300)) ** 0.5)
 
 
 def _shapes(inputs: Sequence[Any]) -> Any:

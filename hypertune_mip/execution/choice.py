@@ -3,7 +3,8 @@
 Which way is faster follows from sizes, the processor and the libraries below PyTorch, and no count of parameters or
 multiplications has foreseen it: a convolution of few weights does much work, and a small network's step is all
 overhead. So a few steps of each candidate are timed at the start of training. All give the same numbers up to rounding,
-so nothing but time depends on the outcome; still, who needs a run to be repeated bit for bit gives the way by hand.
+and draw noise from the same distributions, so nothing that matters but time depends on the outcome; still, who needs a
+run to be repeated bit for bit gives the way by hand.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _HOPELESS = 3.0  # times as long as the best so far: not timed again
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How settings are run; all ways give the same numbers up to rounding.
+    """How settings are run; all ways give the same numbers up to rounding, but for the noise that layers draw.
 
     Args:
         mapping: "vmap", all settings at once, or "loop", one after another.

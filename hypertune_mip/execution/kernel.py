@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, Protocol
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from hypertune_mip.errors import NetworkError
 from hypertune_mip.execution import sequential, vectorised
 from hypertune_mip.execution.choice import FACTORED, FORMED, Execution
 from hypertune_mip.execution.sequential import Setting, Tensors, Weigh, Work
-from hypertune_mip.execution.swap import Swap, random_state, set_random_state
+from hypertune_mip.execution.swap import Places, Swap, random_state, set_random_state
 from hypertune_mip.functional import ActiveConfig, StructuredWeight
 from hypertune_mip.functional import formed as to_place
 
@@ -38,17 +37,29 @@ class Kernel:
         network: Whose parameters are replaced while a function runs.
         names: Of the parameters that depend on the setting.
         make: Makes their tensors at a setting.
+        made_from: A module whose parameters `make` reads beside its arguments, if there is one.
         mapping: "vmap" or "loop" for all that runs; "auto" leaves it to each call, and falls back to "loop" where vmap
             cannot serve the network or the function.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str], make: MakeTensors, *, mapping: Mode) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        make: MakeTensors,
+        *,
+        made_from: nn.Module | None = None,
+        mapping: Mode,
+    ) -> None:
         """See the class."""
         self.network = network
         self.names = tuple(names)
         self.mapping = mapping
         self._make = make
         self._swap = Swap(network)
+        self._made_from = None if made_from is None else Places(made_from, "read by make: ")
+        if self._made_from is not None and not self._made_from.parameters():
+            self._made_from = None
         recurrent = {id(p) for m in network.modules() if isinstance(m, nn.RNNBase) for p in m.parameters()}
         self._recurrent = frozenset(n for n, p in network.named_parameters() if id(p) in recurrent)
         self._formed: dict[Execution, set[str]] = {}
@@ -56,7 +67,7 @@ class Kernel:
 
     def _create_transient(self) -> None:
         self.lock = threading.RLock()  # held while settings' tensors stand in the network
-        self._unmapped: WeakSet[Any] = WeakSet()  # functions that vmap cannot serve
+        self._unmapped: set[Hashable] = set()  # functions that vmap cannot serve
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the lock, so that copies and worker processes have one of their own."""
@@ -165,9 +176,11 @@ class Kernel:
         """The work done in the way that is asked for, or that is left."""
         if execution is None:
             execution = FORMED if self.mapping == "loop" else FACTORED
-        key = getattr(function, "__func__", function)
+        key = _identity(function)
         with self.lock:
-            parameters = self._swap.parameters()
+            parameters: dict[str, nn.Parameter] = self._swap.parameters()
+            if self._made_from is not None:
+                parameters |= self._made_from.parameters()
             work = self._work(function, execution, reads)
             if execution.mapping == "loop":
                 return in_turn(work, parameters)
@@ -175,19 +188,24 @@ class Kernel:
             if key in self._unmapped:
                 return in_turn(looped, parameters)
             device = next(iter(parameters.values())).device
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return at_once(work, parameters)  # what ran before is recorded; random state cannot be read meanwhile
             state = random_state(device)
             try:
                 return at_once(work, parameters)
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, NotImplementedError, vectorised.RecomputesError) as error:
-                failure = error
+                message = (
+                    f"{self._culprit(error)} cannot run for many settings at once: {error} Avoid that operation, or"
+                    ' pass HyperNetwork(..., mapping="loop").'
+                )
+                failure = error.with_traceback(None)  # which holds all that the attempt has made
             # whether it is vmap that failed is seen by doing without
             set_random_state(state, device)
             result = in_turn(looped, parameters)
             if self.mapping == "vmap":
-                raise NetworkError(
-                    f"{self._culprit(failure)} cannot run for many settings at once: {failure} Avoid that operation, or"
-                    ' pass HyperNetwork(..., mapping="loop").'
-                ) from failure
+                raise NetworkError(message) from failure
             self._unmapped.add(key)
             return result
 
@@ -199,7 +217,9 @@ class Kernel:
 
         def make(parameters: Tensors, values: Tensors) -> Tensors:
             kind = next(iter(values.values())).device.type
-            with torch.autocast(kind, enabled=False):  # a setting's weights keep the precision of theta_0
+            read = nullcontext() if self._made_from is None else self._made_from.holding(parameters)
+            # a setting's weights keep the precision of theta_0
+            with self.lock, read, torch.autocast(kind, enabled=False):
                 if execution.mapping == "loop":
                     return self._make(parameters, values, formed)
                 tensors = self._make(parameters, values, frozenset())
@@ -208,7 +228,10 @@ class Kernel:
         @contextmanager
         def place(tensors: Tensors, configs: Tensors) -> Iterator[ActiveConfig]:
             config = ActiveConfig(configs, reads)
-            with self._swap(tensors, config):
+            with (
+                self.lock,
+                self._swap(tensors, config),
+            ):  # a backward pass that runs settings anew comes in here as well
                 yield config
 
         return Work(make, place, lambda config, data: function(self.network, data, config))
@@ -226,3 +249,9 @@ class Kernel:
                 called = " under torch.utils.checkpoint"
             trace = trace.tb_next
         return found + called
+
+
+def _identity(function: Function) -> Hashable:
+    """A name for a function that outlives it: methods of all objects of a class are one."""
+    function = getattr(function, "__func__", function)
+    return getattr(function, "__code__", None) or (type(function).__module__, type(function).__qualname__)

@@ -80,8 +80,7 @@ def run(work: Work, parameters: Tensors, own: Setting, data: Any, *, split: bool
             with _Pass(work, parameters, own.at(index), _part(data, index, split)) as one:
                 results.append(one.result)
         return tree_map(lambda *parts: torch.stack(parts), *results)
-    if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(data)):
-        raise NetworkError('Gradients with respect to the data need HyperNetwork(..., mapping="vmap").')
+    _refuse_gradients(data)
     call = _Call(work, (tuple(parameters), tuple(own.values), tuple(own.configs)), data, split)
     results = _Replayed.apply(call, *parameters.values(), *own.values.values(), *own.configs.values())  # type: ignore[no-untyped-call]
     return tree_unflatten(list(results), call.tree)
@@ -100,6 +99,7 @@ def weighted(
         split: See `data`.
         weigh: Gives the weights; it sees one setting at a time.
     """
+    _refuse_gradients(data, *own.configs.values())
     leaves = {name: _leaf(parameter) for name, parameter in parameters.items()}
     terms, losses, rows = [], [], []
     for index in range(own.size):
@@ -109,7 +109,7 @@ def weighted(
             terms.append(weight * losses[-1])
             one.backward([one.result], [weight.to(one.result.dtype)])
         rows.append([value.grad for value in one.own.values.values()])
-    known = [*(leaf.grad for leaf in leaves.values()), *_by_input(rows, list(own.values.values()))]
+    known = [*_gradients(leaves), *_by_input(rows, list(own.values.values()))]
     total = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
     result: Tensor = _Known.apply(total, known, *parameters.values(), *own.values.values())  # type: ignore[no-untyped-call]
     return result, torch.stack(losses)
@@ -179,6 +179,8 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         known, ctx.known = ctx.known, None  # they are scaled in place, so once
+        if known is None:
+            raise NetworkError("The gradients of a step are handed out once; run it again instead of going back twice.")
         if upstream.device.type != "cpu" or float(upstream) != 1.0:
             torch._foreach_mul_([gradient for gradient in known if gradient is not None], upstream)
         return None, None, *known
@@ -247,7 +249,7 @@ class _Replayed(torch.autograd.Function):
                     one.backward([result for result, _ in pairs], [gradient for _, gradient in pairs])
                 rows.append([t.grad for part in one.own for t in part.values()])
         settings = _by_input(rows, [t for part in own for t in part.values()])
-        return None, *(leaf.grad for leaf in leaves.values()), *settings
+        return None, *_gradients(leaves), *settings
 
 
 def _by_input(rows: list[list[Tensor | None]], inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -261,6 +263,17 @@ def _by_input(rows: list[list[Tensor | None]], inputs: Sequence[Tensor]) -> list
         else torch.stack([torch.zeros_like(like[0]) if gradient is None else gradient for gradient in column])
         for column, like in zip(columns, inputs, strict=True)
     ]
+
+
+def _gradients(leaves: Tensors) -> list[Tensor | None]:
+    """Of those that are trained; a frozen parameter is the real one, whose gradient is somebody else's."""
+    return [leaf.grad if leaf.requires_grad else None for leaf in leaves.values()]
+
+
+def _refuse_gradients(*data: Any) -> None:
+    """Raise NetworkError for data that require gradients, which would be lost."""
+    if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(data)):
+        raise NetworkError('Gradients with respect to data or configs need HyperNetwork(..., mapping="vmap").')
 
 
 def _part(data: Any, index: int, split: bool) -> Any:

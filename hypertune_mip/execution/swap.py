@@ -31,6 +31,41 @@ class Slot(NamedTuple):
     name: str
 
 
+class Places:
+    """The places of a module's parameters.
+
+    Args:
+        module: Whose.
+        prefix: Of the parameters' names.
+    """
+
+    def __init__(self, module: nn.Module, prefix: str = "") -> None:
+        """See the class."""
+        by_identity = {id(parameter): prefix + name for name, parameter in module.named_parameters()}
+        self._slots = [
+            Slot(owner, leaf, by_identity[id(parameter)])
+            for owner in module.modules()
+            for leaf, parameter in owner._parameters.items()
+            if parameter is not None
+        ]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The module's own parameters, by name, while nothing else stands in their places."""
+        return {slot.name: slot.module._parameters[slot.leaf] for slot in self._slots}  # type: ignore[misc]
+
+    @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """A block in which `tensors` stand in the places of parameters of those names."""
+        placed = [(slot, slot.module._parameters[slot.leaf]) for slot in self._slots if slot.name in tensors]
+        try:
+            for slot, _ in placed:
+                slot.module._parameters[slot.leaf] = tensors[slot.name]  # type: ignore[assignment]
+            yield
+        finally:
+            for slot, parameter in placed:
+                slot.module._parameters[slot.leaf] = parameter
+
+
 class Swap:
     """The places of a network's parameters, and the way in and out of them.
 
@@ -44,20 +79,14 @@ class Swap:
 
     def __init__(self, network: nn.Module) -> None:
         """See the class."""
-        by_identity = {id(parameter): name for name, parameter in network.named_parameters()}
         self._modules = list(network.modules())
-        self._slots = [
-            Slot(module, leaf, by_identity[id(parameter)])
-            for module in self._modules
-            for leaf, parameter in module._parameters.items()
-            if parameter is not None
-        ]
+        self._places = Places(network)
         self._configured = [module for module in self._modules if isinstance(module, ConfigModule)]
         self._recurrent = [module for module in self._modules if isinstance(module, nn.RNNBase)]
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The network's own parameters, by name, while nothing else stands in their places."""
-        return {slot.name: slot.module._parameters[slot.leaf] for slot in self._slots}  # type: ignore[misc]
+        return self._places.parameters()
 
     @contextmanager
     def __call__(self, tensors: Mapping[str, Tensor], config: ActiveConfig) -> Iterator[None]:
@@ -68,20 +97,15 @@ class Swap:
         that are changed in place, stay changed: they are the network's own state, one for all settings.
         """
         before = [_Before.of(module) for module in self._modules]
-        placed = [(slot, slot.module._parameters[slot.leaf]) for slot in self._slots if slot.name in tensors]
         try:
-            for slot, _ in placed:
-                slot.module._parameters[slot.leaf] = tensors[slot.name]  # type: ignore[assignment]
-            for layer in self._configured:
-                layer.active = config
-            for recurrent in self._recurrent:  # these keep a list of their weights
-                weights = [recurrent._parameters[name] for name in recurrent._flat_weights_names]
-                recurrent.__dict__["_flat_weights"] = weights
-            with active(config):
+            with self._places.holding(tensors), active(config):
+                for layer in self._configured:
+                    layer.active = config
+                for recurrent in self._recurrent:  # these keep a list of their weights
+                    weights = [recurrent._parameters[name] for name in recurrent._flat_weights_names]
+                    recurrent.__dict__["_flat_weights"] = weights
                 yield
         finally:
-            for slot, parameter in placed:
-                slot.module._parameters[slot.leaf] = parameter
             for layer in self._configured:
                 layer.active = None
             for state in before:

@@ -127,16 +127,21 @@ class _Folded(torch.autograd.Function):
         if mask is not None:
             own = mask.ndim - (dims[3] is not None)
             if dims[3] is not None or (own == axes and axes > 2 and mask.shape[0] > 1):
-                mask = _fold(mask, dims[3], size, axes)
+                mask = _fold(mask, dims[3], size, axes, batch=len(query) // size)
         result = _ATTENTION(query, key, value, mask, *rest, **options)
         return (result.unflatten(0, (size, -1)) if axes > 2 else result), 0
 
 
-def _fold(tensor: Tensor, dim: int | None, size: int, axes: int) -> Tensor:
-    """A tensor of `axes` axes for each of `size` settings, the settings in the first of the axes (or before two)."""
+def _fold(tensor: Tensor, dim: int | None, size: int, axes: int, batch: int | None = None) -> Tensor:
+    """A tensor of `axes` axes for each of `size` settings, the settings in the first of the axes (or before two).
+
+    A mask may lack the batch axis, or have 1 there, and gets it.
+    """
     lead = tensor.movedim(dim, 0) if dim is not None else tensor.expand(size, *tensor.shape)
     while lead.ndim <= axes:
         lead = lead.unsqueeze(1)
+    if axes > 2 and batch is not None:
+        lead = lead.expand(size, batch, *lead.shape[2:])
     return lead.flatten(0, 1) if axes > 2 else lead
 
 

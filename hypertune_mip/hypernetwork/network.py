@@ -112,7 +112,7 @@ class HyperNetwork(nn.Module):
             part.to(like)
         if freeze_theta_0:
             self.network.requires_grad_(False)
-        self.kernel = Kernel(self.network, self.generated, self._tensors, mapping=mapping)
+        self.kernel = Kernel(self.network, self.generated, self._tensors, made_from=self.rules, mapping=mapping)
 
     def extra_repr(self) -> str:
         """Sizes and switches, in one line."""

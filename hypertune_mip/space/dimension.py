@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -233,9 +234,15 @@ class Choice(Dimension):
     def decode(self, unit: Tensor) -> Tensor:
         """See `Dimension.decode`."""
         if _numeric(self.choices):
-            values = torch.tensor([float(c) for c in self.choices], dtype=unit.dtype, device=unit.device)
-            return values[self.index(unit)]
+            return _values(self.choices, unit.dtype, unit.device)[self.index(unit)]
         return self.index(unit)
+
+
+@cache
+def _values(choices: tuple[Value, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once: a copy to a device cannot be part of a CUDA graph."""
+    with torch.inference_mode(False):
+        return torch.tensor([float(choice) for choice in choices], dtype=dtype, device=device)
 
 
 def _numeric(choices: Sequence[Value]) -> bool:

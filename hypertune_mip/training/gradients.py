@@ -16,7 +16,14 @@ from hypertune_mip.execution import FACTORED, FORMED, Captured, Execution, candi
 from hypertune_mip.execution.choice import small_parameters, without_trace
 from hypertune_mip.training.options import Options
 from hypertune_mip.training.run_state import RunState
-from hypertune_mip.training.step import TrainingStep, is_small, leaves_number_open, settings_of_a_step, split_batch
+from hypertune_mip.training.step import (
+    TrainingStep,
+    is_small,
+    leaves_number_open,
+    settings_of_a_step,
+    split_batch,
+    splits,
+)
 from hypertune_mip.training.strategy import Strategy
 
 _WORTH_MEASURING = 400  # steps of a run: to measure takes up to sixteen
@@ -60,11 +67,15 @@ class Gradients:
             share: Of the batch in its optimiser step.
         """
         state, device, world = self._state, self._hypernet.device, self._strategy.world_size
-        size = batch_size(batch)
-        state.plan.largest_batch = max(state.plan.largest_batch, size)
+        size = largest = batch_size(batch)
+        if world > 1 and splits(self._options):  # settings that split a batch are as many on each worker
+            sizes = self._strategy.gather(torch.tensor([size], device=device))
+            size, largest = int(sizes.min()), int(sizes.max())
+        state.plan.largest_batch = max(state.plan.largest_batch, largest)
         batch = to_device(batch, device)
         if state.plan.small is None:
             state.plan.small = leaves_number_open(self._options) and is_small(self._step, batch)
+            state.plan.small = self._of_the_first([state.plan.small])[0]
         count, split = settings_of_a_step(size, state.plan.largest_batch, self._options, small=state.plan.small)
         units = state.settings.draw(count)
         if state.plan.execution is None:
@@ -85,6 +96,8 @@ class Gradients:
             everywhere = self._strategy.gather(everywhere)
             units, losses = everywhere[:, :-1], everywhere[:, -1]
         self._waiting.append((encoded if world == 1 else None, units, losses, progress))
+        if not state.weights.settled:  # the weights of the next step need it, and have waited for the device anyhow
+            self.learn()
         return units, losses
 
     def learn(self) -> None:
@@ -124,7 +137,8 @@ class Gradients:
 
             parameters = [p for p in self._hypernet.parameters() if p.requires_grad]
             device, precision = self._hypernet.device, self._options.precision
-            self._captured[split] = Captured(step, parameters, device, precision=precision)
+            buffers = list(self._hypernet.buffers())
+            self._captured[split] = Captured(step, parameters, device, buffers=buffers, precision=precision)
         losses = self._captured[split](units, batch, weights)
         plan, refused = self._state.plan, [each.refused for each in self._captured.values() if each.refused]
         plan.captured, plan.not_captured = not refused, next(iter(refused), None)
@@ -155,9 +169,19 @@ class Gradients:
             with torch.no_grad():
                 hypernet(self._step.scalar, units[:1], data, split=split, execution=FORMED)
 
+        names = sorted(structured)
         with without_trace(hypernet, hypernet.device):
-            small = small_parameters(hypernet.network, sorted(structured), call)
+            small = small_parameters(hypernet.network, names, call)
+        flags = self._of_the_first([name in small for name in names])
+        small = [name for name, flag in zip(names, flags, strict=True) if flag]
         return candidates(kernel.mapping, small, len(structured))
+
+    def _of_the_first(self, flags: list[bool]) -> list[bool]:
+        """What the first worker has found, on all of them: theirs may differ, with other batches."""
+        if self._strategy.world_size == 1 or not flags:
+            return flags
+        gathered = self._strategy.gather(torch.tensor(flags, dtype=torch.int64, device=self._hypernet.device))
+        return [bool(flag) for flag in gathered[: len(flags)].tolist()]
 
     def _measured(self, ways: Sequence[Execution], count: int, split: bool, batch: Any) -> dict[Execution, float]:
         units = self._hypernet.space.sample(count)

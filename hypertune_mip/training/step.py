@@ -105,8 +105,13 @@ def settings_of_a_step(size: int, largest: int, options: Options, *, small: bool
     settings, batching = options.settings_per_step, options.batching
     if settings == "auto":
         settings = automatic_settings(largest) if batching == "split" else _FEW if small else 1
-    split = batching == "split" or (batching == "auto" and options.settings_per_step != "auto")
+    split = splits(options)
     return (min(settings, size) if size < largest else settings) if split else settings, split
+
+
+def splits(options: Options) -> bool:
+    """Whether the settings of a step have a part of the batch each, instead of the whole."""
+    return options.batching == "split" or (options.batching == "auto" and options.settings_per_step != "auto")
 
 
 def leaves_number_open(options: Options) -> bool:

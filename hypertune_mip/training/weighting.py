@@ -107,8 +107,10 @@ class SettingWeights:
         power = _LEAD_POWER * lead(progress)
         leads = np.exp(np.clip(power * (self._center - expected), -_LARGEST_POWER, _LARGEST_POWER))
         if alone:
-            usual = 1.0 if math.isnan(self._usual) else math.exp(self._usual)
-            leads = np.minimum(leads / usual, _LEAD_LIMIT)
+            if math.isnan(self._usual):  # nothing has been seen yet
+                leads = np.ones_like(leads)
+            else:
+                leads = np.minimum(leads / math.exp(self._usual), _LEAD_LIMIT)
         leads = np.where(signed, 1.0, leads)
         weights: Array = np.where(signed, constant, leads * np.exp(-expected))
         return weights, np.ones_like(leads) if alone else leads
@@ -123,6 +125,10 @@ class SettingWeights:
         """
         if not self.normalize:
             return
+        with np.errstate(all="ignore"):
+            self._learn(losses, encoded, progress)
+
+    def _learn(self, losses: Array, encoded: Array, progress: float) -> None:
         size = float(np.abs(losses).mean())
         running = size if self.steps == 0 else _DECAY * self._running + (1 - _DECAY) * size
         self._running = max(running, _SMALLEST)
