@@ -20,6 +20,7 @@ from hypertune_mip.errors import (
     StorageError,
     TrainingError,
 )
+from hypertune_mip.evaluation import Emulator, EmulatorAccuracy
 from hypertune_mip.execution import Execution
 from hypertune_mip.heads import Dense, Head, LowRank, RankOne
 from hypertune_mip.hypernetwork import HyperNetwork
@@ -34,6 +35,8 @@ __all__ = [
     "Budget",
     "DataError",
     "Dense",
+    "Emulator",
+    "EmulatorAccuracy",
     "Estimate",
     "Execution",
     "Head",

@@ -1,14 +1,14 @@
 """Metrics on validation data at many settings."""
 
 from hypertune_mip.evaluation.data import ValidationData, batch_size, to_device
-from hypertune_mip.evaluation.emulator import Emulator, EmulatorError
+from hypertune_mip.evaluation.emulator import Emulator, EmulatorAccuracy
 from hypertune_mip.evaluation.evaluator import Evaluator, Measure, check_metric
 from hypertune_mip.evaluation.metrics import Metric, mean_over_batches, named_scalars
 from hypertune_mip.evaluation.modes import evaluating, gradients
 
 __all__ = [
     "Emulator",
-    "EmulatorError",
+    "EmulatorAccuracy",
     "Evaluator",
     "Measure",
     "Metric",

@@ -40,7 +40,7 @@ _ROUNDING = 1e-6  # of the largest value: a metric that varies less is taken for
 
 
 @dataclass(frozen=True)
-class EmulatorError:
+class EmulatorAccuracy:
     """How far an emulator was off at random settings that it was not fitted to.
 
     Args:
@@ -154,7 +154,7 @@ class Emulator:
     def _scaled(self, table: np.ndarray) -> np.ndarray:
         return np.where(self._logarithmic, np.log(np.where(self._logarithmic, table, 1.0)), table)
 
-    def _measured(self, units: Tensor, exact: np.ndarray, known: np.ndarray) -> dict[str, EmulatorError]:
+    def _measured(self, units: Tensor, exact: np.ndarray, known: np.ndarray) -> dict[str, EmulatorAccuracy]:
         errors = {}
         for (name, emulated), true, every in zip(self(units).items(), exact.T, known.T, strict=True):
             good = np.isfinite(true) if np.isfinite(true).any() else slice(None)
@@ -163,7 +163,7 @@ class Emulator:
             varies = np.ptp(true[good]) > noise
             tau = float(kendalltau(emulated[good], true[good]).statistic) if varies else math.nan
             size = max(float(np.ptp(every)), noise)
-            errors[name] = EmulatorError(float(np.sqrt(np.mean(off**2))), float(off.max()), tau, size)
+            errors[name] = EmulatorAccuracy(float(np.sqrt(np.mean(off**2))), float(off.max()), tau, size)
         return errors
 
     def _warn(self, stacklevel: int) -> None:

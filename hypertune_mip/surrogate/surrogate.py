@@ -252,7 +252,7 @@ class Surrogate:
             DataError: If the metrics are finite at less than half of the points.
 
         Warns:
-            HypertuneWarning: If the error of a metric is not small (see `EmulatorError`).
+            HypertuneWarning: If the error of a metric is not small (see `EmulatorAccuracy`).
 
         Example:
             >>> from optuna.distributions import FloatDistribution
