@@ -195,7 +195,7 @@ class Kernel:
                 return at_once(work, parameters)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, NotImplementedError, vectorised.RecomputesError) as error:
+            except (RuntimeError, NotImplementedError, vectorised.RecomputesError) as error:  # as vmap's own errors are
                 message = (
                     f"{self._culprit(error)} cannot run for many settings at once: {error} Avoid that operation, or"
                     ' pass HyperNetwork(..., mapping="loop").'

@@ -82,7 +82,6 @@ class Swap:
         self._modules = list(network.modules())
         self._places = Places(network)
         self._configured = [module for module in self._modules if isinstance(module, ConfigModule)]
-        self._recurrent = [module for module in self._modules if isinstance(module, nn.RNNBase)]
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The network's own parameters, by name, while nothing else stands in their places."""
@@ -101,9 +100,6 @@ class Swap:
             with self._places.holding(tensors), active(config):
                 for layer in self._configured:
                     layer.active = config
-                for recurrent in self._recurrent:  # these keep a list of their weights
-                    weights = [recurrent._parameters[name] for name in recurrent._flat_weights_names]
-                    recurrent.__dict__["_flat_weights"] = weights
                 yield
         finally:
             for layer in self._configured:

@@ -283,7 +283,7 @@ class Unpicklable:
         return 8
 
     def __getitem__(self, index: int) -> Any:
-        raise NotImplementedError
+        raise AssertionError("it is refused before it is read")
 
 
 def test_bad_input(tmp_path: Path) -> None:
@@ -391,4 +391,4 @@ def test_a_relative_path_is_one_below_the_working_directory(tmp_path: Path, monk
 
 class Endless(torch.utils.data.IterableDataset[Any]):
     def __iter__(self) -> Any:
-        raise NotImplementedError
+        raise AssertionError("it is refused before it is read")
