@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,21 @@ Number = Tensor | float
 _FOCAL_FLOOR = 1e-6  # (1 - p)^gamma has an infinite slope in gamma at 1 - p = 0
 
 
-def cross_entropy(logits: Tensor, target: Tensor, *, label_smoothing: Number = 0.0) -> Tensor:
-    """Mean cross-entropy against smoothed labels, 0-d.
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: Number = 0.0,
+) -> Tensor:
+    """Mean cross-entropy against smoothed labels, 0-d: `torch.nn.functional.cross_entropy`, smoothed by a tensor.
 
     Args:
-        logits: (N, classes), or (N, classes, ...) with further dimensions as in `torch.nn.functional.cross_entropy`.
+        logits: (N, classes), (N, classes, ...) with further dimensions, or (classes,) for one example.
         target: Class indices (N, ...), or class probabilities of the shape of `logits`.
+        weight: Of each class, (classes,).
+        ignore_index: Class index of examples that do not count.
         label_smoothing: In [0, 1]; the share of probability that is spread evenly over all classes.
 
     Example:
@@ -34,27 +44,53 @@ def cross_entropy(logits: Tensor, target: Tensor, *, label_smoothing: Number = 0
         >>> bool(ours.isclose(F.cross_entropy(logits, target, label_smoothing=0.1)))
         True
     """
-    log_p = logits.log_softmax(1)
+    axis = min(1, logits.ndim - 1)
+    log_p = logits.log_softmax(axis)
+    weighted = log_p if weight is None else log_p * weight.reshape(-1, *(1,) * (logits.ndim - axis - 1))
     if target.is_floating_point():
-        exact = -(target * log_p).sum(1).mean()
+        examples = logits.numel() // logits.shape[axis]
+        exact, smooth = -(target * weighted).sum() / examples, -weighted.mean(axis).sum() / examples
     else:
-        exact = -log_p.gather(1, target.unsqueeze(1)).mean()
-    return exact + label_smoothing * (-log_p.mean() - exact)
+        exact, smooth = _mean_of_classes(-weighted, target, weight, ignore_index, axis)
+    return exact + label_smoothing * (smooth - exact)
 
 
-def focal(logits: Tensor, target: Tensor, *, gamma: Number, label_smoothing: Number = 0.0) -> Tensor:
+def focal(
+    logits: Tensor, target: Tensor, *, gamma: Number, ignore_index: int = -100, label_smoothing: Number = 0.0
+) -> Tensor:
     """Mean focal loss (Lin et al., 2017, arXiv 1708.02002), -(1 - p)^gamma log p, 0-d; gamma = 0 is cross-entropy.
 
     Args:
         logits: (N, classes, ...).
         target: Class indices (N, ...).
         gamma: At least 0.
+        ignore_index: Class index of examples that do not count.
         label_smoothing: In [0, 1].
     """
     log_p = logits.log_softmax(1)
-    weighted = -((1 - log_p.exp()).clamp_min(_FOCAL_FLOOR) ** gamma) * log_p
-    exact = weighted.gather(1, target.unsqueeze(1)).mean()
-    return exact + label_smoothing * (weighted.mean() - exact)
+    losses = -((1 - log_p.exp()).clamp_min(_FOCAL_FLOOR) ** gamma) * log_p
+    exact, smooth = _mean_of_classes(losses, target, None, ignore_index, 1)
+    return exact + label_smoothing * (smooth - exact)
+
+
+def _mean_of_classes(
+    losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, axis: int
+) -> tuple[Tensor, Tensor]:
+    """Means over examples that count of the loss of the true class, and of the mean over classes.
+
+    Args:
+        losses: Of each class along `axis`.
+        target: Class indices.
+        weight: Of each class; examples count as much as their classes weigh.
+        ignore_index: Class index of examples that do not count.
+        axis: Of the classes.
+    """
+    counts = target != ignore_index
+    known = target.where(counts, 0)
+    share = counts.to(losses.dtype) if weight is None else weight.to(losses.dtype)[known] * counts
+    total = share.sum()
+    exact = losses.gather(axis, known.unsqueeze(axis)).squeeze(axis).where(counts, 0.0).sum() / total
+    return exact, losses.mean(axis).where(counts, 0.0).sum() / total
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -71,27 +107,29 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().mean()
 
 
-def l2(model: nn.Module, *, where: str = "*") -> Tensor:
+def l2(model: nn.Module, *, where: str = "*", frozen: bool = False) -> Tensor:
     """Sum of squares of the effective weights and biases, 0-d; times half a weight decay it is SGD's decay.
 
     Args:
         model: What the loss was given, or one of its submodules: the penalty is on theta(u), not on theta_0.
         where: Pattern (as in `fnmatch`) that parameter names must match: "*.weight" leaves biases out.
+        frozen: Whether parameters count that are not trained (`requires_grad` is False).
 
     Raises:
         LossError: If no parameter matches.
     """
-    return _total([square_sum(parameter) for parameter in _parameters(model, where)])
+    return _total([square_sum(parameter) for parameter in _parameters(model, where, frozen)])
 
 
-def l1(model: nn.Module, *, where: str = "*") -> Tensor:
+def l1(model: nn.Module, *, where: str = "*", frozen: bool = False) -> Tensor:
     """Sum of absolute values of the effective weights and biases, 0-d; arguments as in `l2`."""
-    return _total([absolute_sum(parameter) for parameter in _parameters(model, where)])
+    return _total([absolute_sum(parameter) for parameter in _parameters(model, where, frozen)])
 
 
-def elastic(model: nn.Module, *, l1_ratio: Number, where: str = "*") -> Tensor:
+def elastic(model: nn.Module, *, l1_ratio: Number, where: str = "*", frozen: bool = False) -> Tensor:
     """Elastic-net penalty, l1_ratio |theta|_1 + (1 - l1_ratio) / 2 |theta|_2^2, 0-d (Zou and Hastie, 2005)."""
-    return l1_ratio * l1(model, where=where) + (1 - l1_ratio) * 0.5 * l2(model, where=where)
+    options: dict[str, Any] = {"where": where, "frozen": frozen}
+    return l1_ratio * l1(model, **options) + (1 - l1_ratio) * 0.5 * l2(model, **options)
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, Number]) -> Tensor:
@@ -138,17 +176,20 @@ def _mix(values: Tensor, share: Tensor) -> Tensor:
     return values + share * (values.roll(1, 0) - values)  # batches are shuffled: the neighbour is a random partner
 
 
-def _parameters(model: nn.Module, where: str) -> Iterator[Tensor]:
+def _parameters(model: nn.Module, where: str, frozen: bool) -> Iterator[Tensor]:
     if not isinstance(model, nn.Module):
         raise LossError(f"A penalty needs the model that the loss was given, but got {type(model).__name__}.")
-    found = False
-    for name, parameter in model.named_parameters():
-        if fnmatch.fnmatchcase(name, where):
-            found = True
-            yield parameter
-    if not found:
+    matching = {name: p for name, p in model.named_parameters() if fnmatch.fnmatchcase(name, where)}
+    if not matching:
         names = [name for name, _ in model.named_parameters()]
         raise LossError(f"`where={where!r}` matches none of the model's parameters {names}.")
+    counting = [parameter for parameter in matching.values() if frozen or parameter.requires_grad]
+    if not counting:
+        raise LossError(
+            f"The parameters {list(matching)} are all frozen, so a penalty on what is trained is empty. Pass"
+            " frozen=True to count them."
+        )
+    yield from counting
 
 
 def _total(terms: list[Tensor]) -> Tensor:

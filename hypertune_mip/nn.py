@@ -1,17 +1,20 @@
-"""Layers that take a hyperparameter by name, and the ways to bind and resolve them in a whole network."""
+"""Layers and numbers that take hyperparameters by name, and the ways to bind and resolve them in a whole network."""
 
 from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from hypertune_mip.errors import NetworkError, SpaceError
-from hypertune_mip.functional import ConfigModule
+from hypertune_mip.errors import HypertuneWarning, NetworkError, SpaceError
+from hypertune_mip.functional import ConfigModule, Hyperparameter, as_number, hyperparameters_in
+from hypertune_mip.functional.dropout import dropout
 
 
 class Dropout(ConfigModule):
@@ -35,12 +38,17 @@ class Dropout(ConfigModule):
         if not isinstance(hyperparameter, str):
             self.check_range(hyperparameter, hyperparameter)
 
+    @property
+    def p(self) -> Tensor | float:
+        """The rate at the setting, for code that reads it instead of calling the layer, as attention does.
+
+        It has no gradient, and is a tensor where several settings run at once.
+        """
+        return as_number(self.value())
+
     def forward(self, x: Tensor) -> Tensor:
         """`x` with each element zeroed with probability p and the rest scaled by 1 / (1 - p)."""
-        if not self.training:
-            return x
-        rate = self.value()
-        return x * ((torch.rand_like(x) >= rate) / (1 - rate))
+        return dropout(x, self.value()) if self.training else x
 
     def resolved(self, value: float) -> nn.Module:
         """`torch.nn.Dropout` at this rate."""
@@ -48,10 +56,13 @@ class Dropout(ConfigModule):
 
     def check_range(self, low: float, high: float) -> None:
         """Raise SpaceError unless 0 <= low and high < 1."""
-        if not 0.0 <= low <= high < 1.0:
-            raise SpaceError(
-                f"A dropout rate must lie in [0, 1), but {self.hyperparameter!r} ranges over [{low:g}, {high:g}]."
-            )
+        check_rate(self.hyperparameter, low, high)
+
+
+def check_rate(hyperparameter: str | float, low: float, high: float) -> None:
+    """Raise SpaceError unless 0 <= low and high < 1, for a hyperparameter that is a rate of dropout."""
+    if not 0.0 <= low <= high < 1.0:
+        raise SpaceError(f"A dropout rate must lie in [0, 1), but {hyperparameter!r} ranges over [{low:g}, {high:g}].")
 
 
 class GaussianNoise(ConfigModule):
@@ -86,49 +97,137 @@ class GaussianNoise(ConfigModule):
 
 
 def bind(network: nn.Module, rates: Mapping[str, str]) -> nn.Module:
-    """A copy of `network` whose `nn.Dropout` layers take their rates from hyperparameters.
+    """A copy of `network` whose dropout has rates that are hyperparameters.
+
+    Every kind of dropout is bound: layers (`nn.Dropout`, `Dropout2d`, `AlphaDropout` and the like), and rates that
+    other modules keep as numbers, as `nn.MultiheadAttention` does in `dropout`. Any other number that a module reads
+    while it runs can be bound as well, by a pattern that ends in its name: `{"*.drop_prob": "stochastic_depth"}`.
 
     Args:
         network: Any network; it is left as it is.
-        rates: Hyperparameter names by pattern (as in `fnmatch`) of the layers' names: `{"*": "dropout"}` binds all of
-            them to one hyperparameter, `{"encoder.*": "drop_encoder", "head.drop": "drop_head"}` binds them apart. The
-            first pattern that matches counts.
+        rates: Hyperparameter names by pattern (as in `fnmatch`) of names of modules, or of numbers in them: `{"*":
+            "dropout"}` binds all dropout to one hyperparameter, `{"encoder.*": "drop_encoder", "head.drop":
+            "drop_head"}` binds it apart. The first pattern that matches counts.
 
     Raises:
-        NetworkError: If a pattern matches no `nn.Dropout`.
+        NetworkError: If a pattern matches nothing.
+
+    Warns:
+        HypertuneWarning: Of rates that keep their own values, since their names do not say that they are dropout's.
+
+    Example:
+        >>> bound = bind(nn.TransformerEncoderLayer(8, 2), {"*": "dropout"})
+        >>> bound.self_attn.dropout, bound.dropout1
+        (Hyperparameter('dropout'), Dropout('dropout'))
     """
     bound = copy.deepcopy(network)
-    layers = {name for name, module in bound.named_modules(remove_duplicate=False) if type(module) is nn.Dropout}
+    numbers = list(_numbers_in(bound))
     for pattern in rates:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
-            raise NetworkError(f"{pattern!r} matches no nn.Dropout; the network has {sorted(layers)}.")
+        if not any(number.matches(pattern) for number in numbers):
+            known = sorted({number.name for number in numbers if number.dropout})
+            raise NetworkError(f"{pattern!r} matches no dropout and no number; the network's dropout is {known}.")
+    layers: dict[int, str] = {}
+    left = []
+    for number in numbers:
+        hyperparameter = next((name for pattern, name in rates.items() if number.matches(pattern)), None)
+        if hyperparameter is None:
+            if number.suspicious and any(fnmatch.fnmatchcase(number.path, pattern) for pattern in rates):
+                left.append(f"{number.name} = {vars(number.module)[number.attribute]:g}")
+        elif type(number.module) is nn.Dropout:
+            layers.setdefault(id(number.module), hyperparameter)
+        else:
+            vars(number.module)[number.attribute] = Hyperparameter(hyperparameter)
+    if left:
+        warnings.warn(
+            f"These keep their own values: {', '.join(left)}. To bind one of them, end a pattern in its name,"
+            ' {"*.' + left[0].partition(" ")[0].rpartition(".")[2] + '": "..."}.',
+            HypertuneWarning,
+            stacklevel=2,
+        )
 
     def replacement(name: str, module: nn.Module) -> nn.Module:
-        for pattern, hyperparameter in rates.items():
-            if name in layers and fnmatch.fnmatchcase(name, pattern):
-                return Dropout(hyperparameter).train(module.training)
-        return module
+        return Dropout(layers[id(module)]).train(module.training) if id(module) in layers else module
 
     return _replaced(bound, replacement)
 
 
+class _Number(NamedTuple):
+    """A number that a module keeps in an attribute."""
+
+    path: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def name(self) -> str:
+        """In the network; of a layer that is nothing but dropout, the layer's."""
+        if isinstance(self.module, _DropoutNd):
+            return self.path
+        return f"{self.path}.{self.attribute}" if self.path else self.attribute
+
+    @property
+    def dropout(self) -> bool:
+        """Whether it is a rate of dropout, as far as names tell."""
+        return is_rate(self.module, self.attribute)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether something may be dropped with this probability."""
+        names = (type(self.module).__name__ + self.attribute).lower()
+        return "drop" in names or ("stochasticdepth" in names and self.attribute == "p")
+
+    def matches(self, pattern: str) -> bool:
+        if self.dropout and fnmatch.fnmatchcase(self.path, pattern):
+            return True
+        whole = f"{self.path}.{self.attribute}".lstrip(".")
+        return pattern.rpartition(".")[2] == self.attribute and fnmatch.fnmatchcase(whole, pattern)
+
+
+_NAMES_OF_RATES = ("p", "rate", "prob", "drop_prob", "drop_rate")
+
+
+def is_rate(module: nn.Module, attribute: str) -> bool:
+    """Whether an attribute of a module is a rate of dropout, by its name and that of the module's class."""
+    if isinstance(module, _DropoutNd):
+        return attribute == "p"
+    if isinstance(module, nn.RNNBase) and module.num_layers == 1:
+        return False  # dropout is between layers
+    return "dropout" in attribute.lower() or (
+        "dropout" in type(module).__name__.lower() and attribute in _NAMES_OF_RATES
+    )
+
+
+def _numbers_in(network: nn.Module) -> Iterator[_Number]:
+    for path, module in network.named_modules(remove_duplicate=False):
+        if not isinstance(module, ConfigModule):
+            for attribute, value in list(vars(module).items()):
+                if isinstance(value, float) or (is_rate(module, attribute) and type(value) is int):
+                    yield _Number(path, module, attribute)
+
+
 def resolve(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    """A copy of `network` in which layers bound to hyperparameters are plain ones at the values in `config`.
+    """A copy of `network` in which what is bound to hyperparameters is plain, at the values in `config`.
 
     Args:
         network: With or without bound layers; it is left as it is. Its weights are copied, too.
-        config: Native values by name; names that no layer is bound to are ignored.
+        config: Native values by name; names that nothing is bound to are ignored.
 
     Raises:
-        SpaceError: If a layer's hyperparameter is missing from `config`.
+        SpaceError: If a hyperparameter that something is bound to is missing from `config`.
     """
 
+    def value(where: str, name: str) -> float:
+        if name not in config:
+            raise SpaceError(f"{where} reads '{name}', but the config holds {list(config)}.")
+        number: float = as_number(config[name])  # type: ignore[assignment]
+        return number
+
     def replacement(name: str, module: nn.Module) -> nn.Module:
-        if not isinstance(module, ConfigModule) or not isinstance(module.hyperparameter, str):
-            return module
-        if module.hyperparameter not in config:
-            raise SpaceError(f"Layer '{name}' reads '{module.hyperparameter}', but the config holds {list(config)}.")
-        return module.resolved(float(config[module.hyperparameter])).train(module.training)
+        if isinstance(module, ConfigModule) and isinstance(module.hyperparameter, str):
+            return module.resolved(float(value(f"Layer '{name}'", module.hyperparameter))).train(module.training)
+        for attribute, hyperparameter in hyperparameters_in(module).items():
+            vars(module)[attribute] = value(f"'{attribute}' of '{name}'", hyperparameter)
+        return module
 
     return _replaced(copy.deepcopy(network), replacement)
 
@@ -143,4 +242,4 @@ def _replaced(network: nn.Module, replacement: Any) -> nn.Module:
     return replaced
 
 
-__all__ = ["Dropout", "GaussianNoise", "bind", "resolve"]
+__all__ = ["Dropout", "GaussianNoise", "Hyperparameter", "bind", "resolve"]

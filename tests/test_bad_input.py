@@ -328,22 +328,73 @@ def test_a_batch_below_the_settings_a_step() -> None:
     fit(settings_per_step=9, batching="full", epochs=1)
 
 
+@pytest.mark.parametrize("batch", [(), ["a", None], {"x": torch.tensor(1.0)}])
+@pytest.mark.parametrize("where", ["train_loader", "val_loader"])
+def test_a_batch_that_holds_nothing_to_count_examples_by(where: str, batch: Any) -> None:
+    with pytest.raises(ht.DataError, match=r"must hold tensors whose first dimension is the examples"):
+        fit(**{**validation(), where: [batch]})
+
+
 @pytest.mark.parametrize(
-    ("batch", "message"),
+    ("more", "message"),
     [
-        (
-            (torch.ones(4, 3), torch.ones(4, 1), ["a"]),
-            r"tree \(tuple, list, dict\) of tensors.*other objects \['str'\]",
-        ),
-        ((torch.ones(4, 3), torch.ones(3, 1)), r"first dimensions \[3, 4\]"),
-        ((torch.ones(4, 3), torch.tensor(1.0)), r"first dimensions \[4, None\]"),
-        ((), r"first dimensions \[\]"),
+        ({"names": ["a"] * 8}, r"other objects \['str'\].*batching=\"full\""),
+        ({"edges": torch.zeros(2, 30)}, r"first dimensions \[2, 8\].*batching=\"full\""),
     ],
 )
-@pytest.mark.parametrize("where", ["train_loader", "val_loader"])
-def test_a_batch_that_is_no_tree_of_tensors_with_one_first_dimension(where: str, batch: Any, message: str) -> None:
+def test_a_batch_that_cannot_be_divided(more: dict[str, Any], message: str) -> None:
+    batch = {"x": torch.ones(8, 3), "y": torch.ones(8, 1), **more}
+
+    def of_dict(model: nn.Module, batch: Any, config: Any) -> Tensor:
+        return loss(model, (batch["x"], batch["y"]), config)
+
+    fit(train_loader=[batch], loss=of_dict, epochs=1)
     with pytest.raises(ht.DataError, match=message):
-        fit(**{**validation(), where: [batch]})
+        fit(train_loader=[batch], loss=of_dict, batching="split")
+
+
+# The first arguments
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ht.fit(plain_network(), loss, loader()), ht.NetworkError, r"plain network: pass `space`.*HyperNetwork"),
+        (lambda: ht.fit(SPACE, loss, loader()), ht.NetworkError, r"takes a HyperNetwork.*got a SearchSpace"),
+        (lambda: ht.fit(hypernet(), loader(), loss), ht.LossError, r"`loss` must be a function.*got a DataLoader"),
+        (lambda: ht.fit(hypernet(), nn.MSELoss(), loader()), ht.LossError, r"MSELoss compares outputs with targets"),
+        (lambda: ht.fit(hypernet(), nn.MSELoss, loader()), ht.LossError, r"got the class MSELoss"),
+        (lambda: ht.fit(hypernet(), loss, loss), ht.DataError, r"`train_loader`.*got the function loss"),
+        (
+            lambda: ht.fit(hypernet(), loss, loader(), metric={"error": loss}, val_loader=loader()),
+            ht.LossError,
+            r"`metric` must be a function.*got a dict",
+        ),
+        (
+            lambda: ht.fit(hypernet(), loss, loader(), metric=metric, val_loader=metric),
+            ht.DataError,
+            r"`val_loader`.*got the function metric",
+        ),
+        (
+            lambda: ht.fit(hypernet(), loss, loader(), space=ht.SearchSpace({"a": FloatDistribution(0, 1)})),
+            ht.OptionError,
+            "space of its own",
+        ),
+        (lambda: ht.HyperNetwork(SPACE, plain_network()), ht.NetworkError, r"primary network.*got a SearchSpace"),
+        (lambda: ht.HyperNetwork(plain_network(), dict(SPACE)), ht.SpaceError, r"must be a SearchSpace.*got a dict"),
+        (lambda: ht.HyperNetwork(hypernet(), SPACE), ht.NetworkError, "HyperNetwork already"),
+    ],
+)
+def test_arguments_that_are_mixed_up(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_plain_network_with_a_space_is_fitted() -> None:
+    given = network()
+    surrogate = ht.fit(given, loss, loader(), space=SPACE, epochs=1, device="cpu", progress=False)
+    assert surrogate.space == SPACE
+    assert all(torch.equal(p, q) for p, q in zip(given.parameters(), network().parameters(), strict=True))
 
 
 # Networks
@@ -501,7 +552,7 @@ def test_a_bound_layer_runs_in_a_hypernetwork_only() -> None:
 
 def test_binding_what_is_not_there() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    with pytest.raises(ht.NetworkError, match=r"'encoder\.\*' matches no nn\.Dropout; the network has \['1'\]"):
+    with pytest.raises(ht.NetworkError, match=r"'encoder\.\*' matches no dropout .*dropout is \['1'\]"):
         ht.nn.bind(network, {"*": "dropout", "encoder.*": "dropout"})
 
 

@@ -145,20 +145,6 @@ def test_settings_get_noise_of_their_own() -> None:
     assert not torch.equal(left, right)
 
 
-def test_bind_replaces_dropout_by_name_and_leaves_the_given_network_alone() -> None:
-    network = nn.Sequential(nn.Dropout(0.1), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)), nn.Dropout(0.5))
-    bound = ht.nn.bind(network, {"1.*": "inner", "0": "outer"})
-    assert [type(network[0]), type(network[2])] == [nn.Dropout, nn.Dropout]
-    assert bound[0].hyperparameter == "outer"
-    assert bound[1][1].hyperparameter == "inner"
-    assert type(bound[2]) is nn.Dropout
-    assert ht.nn.bind(nn.Dropout(), {"*": "rate"}).hyperparameter == "rate"
-    with pytest.raises(ht.NetworkError, match=r"matches no nn\.Dropout"):
-        ht.nn.bind(network, {"2.*": "outer"})
-    with pytest.raises(ht.NetworkError, match=r"matches no nn\.Dropout"):
-        ht.nn.bind(Position(), {"*": "rate"})  # attention keeps its rate as a number
-
-
 def test_resolve_gives_plain_layers_at_the_values_of_a_config() -> None:
     network = nn.Sequential(
         ht.nn.Dropout("rate"), nn.Sequential(ht.nn.GaussianNoise("sigma")), ht.nn.Dropout(0.2)
@@ -170,15 +156,6 @@ def test_resolve_gives_plain_layers_at_the_values_of_a_config() -> None:
     assert isinstance(network[0], ht.nn.Dropout)
     with pytest.raises(ht.SpaceError, match="'sigma'"):
         ht.nn.resolve(network, {"rate": 0.4})
-
-
-def test_a_layer_that_stands_in_two_places_is_bound_and_resolved_in_both() -> None:
-    drop, inner = nn.Dropout(0.1), nn.Sequential(nn.Dropout(0.2))
-    bound = ht.nn.bind(nn.Sequential(drop, nn.Linear(2, 2), drop, inner, inner), {"*": "rate"})
-    layers = [bound[0], bound[2], bound[3][0], bound[4][0]]
-    assert [layer.hyperparameter for layer in layers] == ["rate"] * 4
-    plain = ht.nn.resolve(bound, {"rate": 0.4})
-    assert [layer.p for layer in (plain[0], plain[2], plain[3][0], plain[4][0])] == [0.4] * 4
 
 
 def test_a_layer_with_a_fixed_number_needs_no_config() -> None:

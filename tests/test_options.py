@@ -77,7 +77,7 @@ def test_an_unknown_option_is_refused_with_the_closest_name(name: str, message: 
 def test_data_may_be_given_by_position_or_by_name() -> None:
     options: dict[str, Any] = {"epochs": 1, "device": "cpu", "progress": False}
     ht.fit(hypernet(), loss, loader(), **options)
-    ht.fit(hypernet=hypernet(), loss=loss, train_loader=loader(), **options)
+    ht.fit(network=hypernet(), loss=loss, train_loader=loader(), **options)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'train_loader'"):
         ht.fit(hypernet(), loss, **options)  # type: ignore[call-arg]
 

@@ -1,47 +1,97 @@
-"""Batches: trees of tensors on a device, how many examples they hold, and those of a validation set."""
+"""Batches: where their tensors are, how many examples they hold, and those of a validation set."""
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from hypertune_mip.errors import DataError
+from hypertune_mip.errors import DataError, HypertuneWarning
 from hypertune_mip.evaluation.modes import gradients
+from hypertune_mip.trees import leaves, mapped, structure, tensors_of, with_tensors
 
 _CACHE_LIMIT = 2**30
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A tree of tensors on `device`; those of inference mode, which serve no gradient, are copied."""
+    """A batch with all that can be moved on `device`; tensors of inference mode, which serve no gradient, are copied.
 
-    def moved(tensor: Tensor) -> Tensor:
-        if tensor.is_inference() and not torch.is_inference_mode_enabled():
-            tensor = tensor.clone()
-        return tensor.to(device, non_blocking=True)
+    What is no tensor is moved by its own method `to`, if it has one, as batches of graphs do.
+    """
 
-    return tree_map_only(Tensor, moved, batch)
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
+        if leaf.is_inference() and not torch.is_inference_mode_enabled():
+            leaf = leaf.clone()
+        return leaf.to(device, non_blocking=True)
+
+    return mapped(moved, batch)
 
 
 def batch_size(batch: Any) -> int:
-    """Number of examples N of a batch whose tensors all have shape (N, ...).
+    """Number of examples N of a batch.
+
+    It is what the batch, or an object in it, says of itself (`batch_size`, or a batch of graphs' `num_graphs`), or else
+    the first dimension of its tensors. Tensors may count other things than examples, such as the edges of a graph: then
+    it is what most of them have.
 
     Raises:
-        DataError: If it holds no tensor, something that is neither tensor nor None, or different N.
+        DataError: If nothing in the batch tells.
+
+    Warns:
+        HypertuneWarning: If as many tensors have one first dimension as another.
     """
-    leaves = tree_leaves(batch)
-    strangers = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves if isinstance(leaf, Tensor)}
-    if strangers or len(sizes) != 1 or None in sizes:
+    for item in (batch, *leaves(batch)):
+        if not isinstance(item, Tensor) and (said := _said(item)) is not None:
+            return said
+    sizes = Counter(tensor.shape[0] for tensor in tensors_of(batch) if tensor.ndim)
+    if not sizes:
         raise DataError(
-            "A batch must be a tree (tuple, list, dict) of tensors that share their first dimension, the examples;"
-            f" got tensors with first dimensions {sorted(sizes, key=str)} and other objects {strangers}."
+            "A batch must hold tensors whose first dimension is the examples, or say how many it holds by its"
+            f" `batch_size` or `num_graphs`; got {_shown(batch)}."
         )
-    return int(sizes.pop() or 0)
+    (size, most), *others = sizes.most_common()
+    if others and others[0][1] == most:
+        warnings.warn(
+            f"How many examples does a batch of {_shown(batch)} hold? It is taken for {size}, by which means over"
+            " batches are weighted. Give the batch an attribute `batch_size` to say so.",
+            HypertuneWarning,
+            stacklevel=2,
+        )
+    return size
+
+
+def _said(item: Any) -> int | None:
+    for name in ("num_graphs", "batch_size"):
+        size = getattr(item, name, None)
+        if isinstance(size, tuple) and size:
+            size = size[0]
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def _shown(batch: Any) -> str:
+    """What a batch holds, for a message."""
+    shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves(batch)]
+    return f"{type(batch).__name__} with {shapes}"
+
+
+def _bytes(batch: Any) -> int:
+    """What a batch takes, as far as its tensors can be seen: those in objects by what the objects hold."""
+    total = 0
+    for leaf in leaves(batch):
+        if isinstance(leaf, Tensor):
+            total += leaf.numel() * leaf.element_size()  # `nbytes` is not there for sparse ones
+        elif hasattr(leaf, "__dict__") and callable(getattr(leaf, "to", None)):
+            total += sum(_bytes(value) for value in vars(leaf).values())
+    return total
 
 
 class ValidationData:
@@ -51,15 +101,18 @@ class ValidationData:
         loader: They are read once and kept, on `device`, where they take less than a gigabyte; a larger set is read
             anew each time.
         device: Where to.
+        join_last: Whether a last batch that is less than half as large as the one before becomes a part of it, where
+            that can be: for networks whose answers depend on who else is in the batch.
 
     Raises:
-        DataError: If the loader is empty or a batch is not a tree of tensors.
+        DataError: If the loader is empty or a batch holds nothing to count examples by.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+    def __init__(self, loader: Iterable[Any], device: torch.device, *, join_last: bool = False) -> None:
         """See the class."""
         self.loader = loader
         self.device = device
+        self.join_last = join_last
         self._cache: list[Any] | None = None
         with self.own_random_state(), gradients(False):
             self._cache, self._largest = self._read()
@@ -68,7 +121,7 @@ class ValidationData:
         """The batches, on the device."""
         if self._cache is not None:
             return iter(self._cache)
-        return (to_device(batch, self.device) for batch in self.loader)
+        return self._batches()
 
     @property
     def largest(self) -> Any:
@@ -84,18 +137,53 @@ class ValidationData:
         """Reading a DataLoader draws from the global generator, even without shuffling; the caller's stays as it is."""
         return nullcontext() if self._cache is not None else torch.random.fork_rng(devices=[])
 
+    def _batches(self) -> Iterator[Any]:
+        batches = (to_device(batch, self.device) for batch in self.loader)
+        return _with_last_joined(batches) if self.join_last else batches
+
     def _read(self) -> tuple[list[Any] | None, Any]:
         """The batches, or None if they are too many, and the largest one."""
         kept: list[Any] = []
         sizes: list[int] = []
         examples = 0
-        for batch in self.loader:
+        for batch in self._batches():
             examples += batch_size(batch)
-            sizes.append(sum(leaf.nbytes for leaf in tree_leaves(batch)))
-            kept.append(to_device(batch, self.device))
+            sizes.append(_bytes(batch))
+            kept.append(batch)
             if sum(sizes) > _CACHE_LIMIT:
                 break
         if not examples:
             raise DataError("The validation loader holds no example. Pass a DataLoader or list of batches.")
         largest = kept[sizes.index(max(sizes))]
         return (None if sum(sizes) > _CACHE_LIMIT else kept), largest
+
+
+def _with_last_joined(batches: Iterable[Any]) -> Iterator[Any]:
+    before: list[Any] = []
+    for batch in batches:
+        if len(before) == 2:
+            yield before.pop(0)
+        before.append(batch)
+    if len(before) == 2 and 2 * batch_size(before[1]) < batch_size(before[0]):
+        joined = _joined(*before)
+        before = before if joined is None else [joined]
+    yield from before
+
+
+def _joined(first: Any, second: Any) -> Any | None:
+    """One batch of two, or None where some of their leaves are not tensors that have the examples in front."""
+    pairs = list(zip(leaves(first), leaves(second), strict=True)) if structure(first) == structure(second) else []
+    sizes = batch_size(first), batch_size(second)
+    alike = all(
+        a is b
+        or (
+            isinstance(a, Tensor)
+            and isinstance(b, Tensor)
+            and (a.shape[:1], b.shape[:1]) == tuple((s,) for s in sizes)
+            and a.shape[1:] == b.shape[1:]
+        )
+        for a, b in pairs
+    )
+    if not pairs or not alike:
+        return None
+    return with_tensors(first, [torch.cat([a, b]) for a, b in zip(tensors_of(first), tensors_of(second), strict=True)])

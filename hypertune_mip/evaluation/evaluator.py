@@ -54,7 +54,7 @@ class Evaluator:
             None is 32 MiB on a CPU and 1 GiB on CUDA. One setting is always evaluated, whatever it takes.
 
     Raises:
-        DataError: If the loader is empty or a batch is not a tree of tensors.
+        DataError: If the loader is empty or a batch holds nothing to count examples by.
         LossError: If the metric does not return 0-d tensors by name.
     """
 
@@ -70,7 +70,7 @@ class Evaluator:
         self.hypernet = hypernet
         self.metric = metric
         self.memory_budget = memory_budget
-        self.data = ValidationData(loader, hypernet.device)
+        self.data = ValidationData(loader, hypernet.device, join_last=bool(hypernet.batch_norms))
         self._names: tuple[str, ...] = ()
         self._sizes: dict[str | None, int] = {}
 

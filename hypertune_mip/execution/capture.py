@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from hypertune_mip.execution.swap import random_state, set_random_state
+from hypertune_mip.trees import leaves, mapped, structure, tensors_of
 
 _WARM_UP = 3  # calls before a recording, on a stream of their own
 _ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # relative difference of two runs of the same step
@@ -47,7 +47,7 @@ class CudaGraph:
 
     def __init__(self, step: Step, inputs: Sequence[Any], device: torch.device) -> None:
         """See the class."""
-        self._inputs = tree_map_only(Tensor, torch.clone, tuple(inputs))
+        self._inputs = mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
         # the stream of before is set anew at the end, since a recording that fails may leave its own behind
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
             aside = torch.cuda.Stream(device)
@@ -63,9 +63,8 @@ class CudaGraph:
 
     def __call__(self, *inputs: Any) -> Tensor:
         """See `Recording`."""
-        for own, given in zip(tree_leaves(self._inputs), tree_leaves(inputs), strict=True):
-            if isinstance(own, Tensor):
-                own.copy_(given, non_blocking=True)
+        for own, given in zip(tensors_of(self._inputs), tensors_of(inputs), strict=True):
+            own.copy_(given, non_blocking=True)
         self._graph.replay()
         return self._result.clone()
 
@@ -191,5 +190,6 @@ def _distance(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> float:
 
 
 def _shapes(inputs: Sequence[Any]) -> Any:
-    leaves, spec = tree_flatten(tuple(inputs))
-    return spec, [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    """What must be the same for a recording to serve: shapes, types, and all that is no tensor."""
+    inputs = tuple(inputs)
+    return structure(inputs), [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves(inputs)]

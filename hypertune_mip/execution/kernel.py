@@ -159,6 +159,11 @@ class Kernel:
         result: tuple[Tensor, Tensor] = self._either(function, execution, reads, at_once, in_turn)
         return result
 
+    @property
+    def reassigned(self) -> frozenset[str]:
+        """Names of the network's buffers to which functions have assigned other values, which was undone each time."""
+        return frozenset(name for name, changed in self._swap.reassigned.items() if changed)
+
     def structured(self, own: Setting) -> frozenset[str]:
         """Names of the parameters whose layers have a choice: their tensors of a setting are structured."""
         with self.lock, torch.no_grad():
@@ -223,7 +228,8 @@ class Kernel:
                 if execution.mapping == "loop":
                     return self._make(parameters, values, formed)
                 tensors = self._make(parameters, values, frozenset())
-                return {name: to_place(tensor) if name in formed else tensor for name, tensor in tensors.items()}
+                made = {name: to_place(tensor) if name in formed else tensor for name, tensor in tensors.items()}
+                return {name: vectorised.placed(tensor) for name, tensor in made.items()}
 
         @contextmanager
         def place(tensors: Tensors, configs: Tensors) -> Iterator[ActiveConfig]:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from hypertune_mip.errors import NetworkError
 from hypertune_mip.execution.swap import random_state, set_random_state
 from hypertune_mip.functional import ActiveConfig, StructuredWeight
+from hypertune_mip.trees import mapped, tensors_of
 
 _LARGE = 2**15  # elements of a tensor whose backward pass is worth a call of its own
 Tensors = Mapping[str, Tensor]
@@ -155,9 +156,8 @@ class _Pass:
         small: list[tuple[Tensor, Tensor]] = []
         for name in list(self._made):
             made, placed = self._made.pop(name), self._placed.pop(name)
-            gradient = (
-                placed.grad if made.requires_grad else None
-            )  # a structured weight's factors are leaves themselves
+            structured = isinstance(made, StructuredWeight)  # whose factors are leaves themselves
+            gradient = placed.grad if made.requires_grad and not structured else None
             del placed
             if gradient is not None and made.numel() >= _LARGE:
                 torch.autograd.backward(made, gradient)
@@ -272,12 +272,12 @@ def _gradients(leaves: Tensors) -> list[Tensor | None]:
 
 def _refuse_gradients(*data: Any) -> None:
     """Raise NetworkError for data that require gradients, which would be lost."""
-    if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(data)):
+    if any(tensor.requires_grad for tensor in tensors_of(data)):
         raise NetworkError('Gradients with respect to data or configs need HyperNetwork(..., mapping="vmap").')
 
 
 def _part(data: Any, index: int, split: bool) -> Any:
-    return tree_map(lambda t: t[index] if isinstance(t, Tensor) else t, data) if split else data
+    return mapped(lambda t: t[index] if isinstance(t, Tensor) else t, data) if split else data
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.utils._pytree import tree_leaves
 
-from hypertune_mip.functional import ActiveConfig, ConfigModule, active
+from hypertune_mip.functional import ActiveConfig, ConfigModule, active, as_number, hyperparameters_in
 
 _OF_TORCH = frozenset(nn.Module().__dict__)  # what every module has; of these a forward pass changes `training` at most
 _CONTAINERS = (list, dict, set, deque, OrderedDict)
@@ -79,9 +80,12 @@ class Swap:
 
     def __init__(self, network: nn.Module) -> None:
         """See the class."""
-        self._modules = list(network.modules())
+        self._modules = list(network.named_modules())
+        self.reassigned: dict[str, bool] = {}
+        """Buffers that functions have assigned anew, which is undone: whether to other values, when first seen."""
         self._places = Places(network)
-        self._configured = [module for module in self._modules if isinstance(module, ConfigModule)]
+        self._configured = [module for _, module in self._modules if isinstance(module, ConfigModule)]
+        self._numbers = [(m, place, name) for _, m in self._modules for place, name in hyperparameters_in(m).items()]
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The network's own parameters, by name, while nothing else stands in their places."""
@@ -91,21 +95,31 @@ class Swap:
     def __call__(self, tensors: Mapping[str, Tensor], config: ActiveConfig) -> Iterator[None]:
         """The network has `tensors` in place of parameters of those names, and its layers read `config`, inside.
 
-        At the end, also on an error, parameters are back, and so is whatever holds tensors that the function has put
-        into modules meanwhile: kept activations, caches, reassigned buffers. Numbers that modules count, and buffers
-        that are changed in place, stay changed: they are the network's own state, one for all settings.
+        Attributes that stand for hyperparameters hold their values. At the end, also on an error, parameters are back,
+        and so is whatever holds tensors that the function has put into modules meanwhile: kept activations, caches,
+        reassigned buffers. Numbers that modules count, and buffers that are changed in place, stay changed: they are
+        the network's own state, one for all settings.
         """
-        before = [_Before.of(module) for module in self._modules]
+        before = [(path, _Before.of(module)) for path, module in self._modules]
+        stand_ins = [vars(module)[attribute] for module, attribute, _ in self._numbers]
         try:
             with self._places.holding(tensors), active(config):
                 for layer in self._configured:
                     layer.active = config
+                values = {name: as_number(config[name]) for name in {name for _, _, name in self._numbers}}
+                for module, attribute, name in self._numbers:
+                    vars(module)[attribute] = values[name]
                 yield
         finally:
             for layer in self._configured:
                 layer.active = None
-            for state in before:
-                state.restore()
+            for (module, attribute, _), stand_in in zip(self._numbers, stand_ins, strict=True):
+                vars(module)[attribute] = stand_in
+            for path, state in before:
+                for buffer, value in state.restore().items():
+                    name = f"{path}.{buffer}".lstrip(".")
+                    if name not in self.reassigned:
+                        self.reassigned[name] = _is_another(value, state.buffers.get(buffer))
 
 
 class _Before(NamedTuple):
@@ -126,7 +140,8 @@ class _Before(NamedTuple):
         }
         return cls(module, attributes, contents, module._buffers.copy())
 
-    def restore(self) -> None:
+    def restore(self) -> dict[str, Tensor | None]:
+        """Put everything back; the buffers that had been assigned anew, by name."""
         now = self.module.__dict__
         for name in [name for name, value in now.items() if self.attributes.get(name, _NOTHING) is not value]:
             if _holds_tensor(now[name]) or _holds_tensor(self.attributes.get(name)):
@@ -137,12 +152,21 @@ class _Before(NamedTuple):
         for name, content in self.contents.items():
             if now.get(name) is self.attributes[name] and _holds_tensor(now[name]):
                 _refill(now[name], content)
-        if any(self.buffers.get(name, _NOTHING) is not value for name, value in self.module._buffers.items()):
+        others = {n: value for n, value in self.module._buffers.items() if self.buffers.get(n, _NOTHING) is not value}
+        if others:
             self.module._buffers.clear()
             self.module._buffers.update(self.buffers)
+        return others
 
 
 _NOTHING = object()
+
+
+def _is_another(value: Tensor | None, before: Tensor | None) -> bool:
+    """Whether a buffer has another value, and not only another shape, as caches have that grow."""
+    if value is None or before is None or value.shape != before.shape:
+        return False
+    return is_batchedtensor(value) or not torch.equal(value, before)
 
 
 def _holds_tensor(value: Any) -> bool:

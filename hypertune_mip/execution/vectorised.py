@@ -17,14 +17,42 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
 from hypertune_mip.errors import NetworkError
-from hypertune_mip.functional import StructuredWeight
+from hypertune_mip.functional import StructuredWeight, dropout
 
 _ATTENTION = F.scaled_dot_product_attention
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
+def _elements(x: Tensor, rate: Tensor, unbatched: bool) -> Tensor:
+    return dropout.dropout(x, rate)
+
+
+def _channels(x: Tensor, rate: Tensor, unbatched: bool) -> Tensor:
+    return dropout.channel_dropout(x, rate, lead=1 if unbatched else 2)
+
+
+def _alpha(x: Tensor, rate: Tensor, unbatched: bool) -> Tensor:
+    return dropout.alpha_dropout(x, rate)
+
+
+def _alpha_channels(x: Tensor, rate: Tensor, unbatched: bool) -> Tensor:
+    return dropout.alpha_dropout(x, rate, lead=1 if unbatched else 2)
+
+
+_OF_RATES: dict[Callable[..., Any], tuple[Callable[[Tensor, Tensor, bool], Tensor], tuple[int, ...], bool]] = {
+    F.dropout: (_elements, (), True),
+    F.dropout1d: (_channels, (2,), True),
+    F.dropout2d: (_channels, (), True),
+    F.dropout3d: (_channels, (4,), True),
+    F.alpha_dropout: (_alpha, (), False),
+    F.feature_alpha_dropout: (_alpha_channels, (), False),
+}
+"""Kinds of dropout: how they run, axes of an input that has no batch axis, and whether they are on by default."""
 
 
 def run(function: Callable[..., Any], own: Any, data: Any, *, split: bool) -> Any:
@@ -69,10 +97,29 @@ class _Mapped(TorchFunctionMode):
             return _attention(*args, **options)
         if func is F.linear:
             return _linear(*args, **options)
+        if func in _OF_RATES and (result := _with_rate(func, *args, **options)) is not None:
+            return result
+        if func == _REQUIRES_GRAD:
+            return _requires_grad(args[0])
         if func is F.multi_head_attention_forward:
             with self:
                 return _without_asking(func)(*args, **options)
         return func(*args, **options)
+
+
+def placed(tensor: Tensor) -> Tensor:
+    """A tensor that stands for a parameter, so that it is taken for a trainable one."""
+    tensor._is_param = True  # isinstance(tensor, nn.Parameter), by torch's own convention
+    return tensor
+
+
+def _requires_grad(tensor: Tensor) -> bool:
+    """As it would be without the map, of whose tensors torch says that none does."""
+    if getattr(tensor, "_is_param", False):
+        return True
+    while is_batchedtensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor.requires_grad
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -82,9 +129,26 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return result
 
 
+def _with_rate(
+    function: Callable[..., Any], input: Tensor, p: Any = 0.5, training: bool | None = None, inplace: bool = False
+) -> Tensor | None:
+    """A kind of dropout at a rate of each setting; None where the rate is a number."""
+    if not isinstance(p, Tensor):
+        return None
+    kind, unbatched, on = _OF_RATES[function]
+    if not (on if training is None else training):
+        return input
+    return kind(input, p, input.ndim in unbatched)
+
+
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
 ) -> Tensor:
+    if isinstance(rate := rest[0] if rest else options.get("dropout_p"), Tensor):
+        options.pop("dropout_p", None)
+        if len(rest) > 1:
+            options["is_causal"] = rest[1]
+        return dropout.attention(query, key, value, attn_mask, rate, **options)
     inputs = [query, key, value] if attn_mask is None else [query, key, value, attn_mask]
     if not any(map(is_batchedtensor, inputs)):
         alone: Tensor = _ATTENTION(query, key, value, attn_mask, *rest, **options)

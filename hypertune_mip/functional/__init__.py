@@ -1,6 +1,13 @@
 """Weights and configs of one setting, as the primary network meets them."""
 
-from hypertune_mip.functional.context import ActiveConfig, ConfigModule, active
+from hypertune_mip.functional.context import (
+    ActiveConfig,
+    ConfigModule,
+    Hyperparameter,
+    active,
+    as_number,
+    hyperparameters_in,
+)
 from hypertune_mip.functional.structured import (
     StructuredWeight,
     absolute_sum,
@@ -16,12 +23,15 @@ from hypertune_mip.functional.structured import (
 __all__ = [
     "ActiveConfig",
     "ConfigModule",
+    "Hyperparameter",
     "StructuredWeight",
     "absolute_sum",
     "active",
+    "as_number",
     "as_type",
     "exact",
     "formed",
+    "hyperparameters_in",
     "lowered",
     "plain",
     "scaled",

@@ -1,4 +1,4 @@
-"""The config in force while a primary network runs, and the modules that read it."""
+"""The config in force while a primary network runs, and what in its modules reads it: layers, and single numbers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 from hypertune_mip.errors import SpaceError
 
@@ -57,6 +59,54 @@ def active(config: ActiveConfig) -> Iterator[ActiveConfig]:
         _active.reset(token)
 
 
+_OUTSIDE = (
+    "{} runs inside a hypernetwork only, which knows the value of '{}'. For a plain network call"
+    " hypertune_mip.nn.resolve(network, config)."
+)
+
+
+class Hyperparameter:
+    """Stands for a number that a module reads from one of its attributes.
+
+    While the network runs at a setting the attribute holds the setting's value: a Python number, or a 0-d tensor where
+    several settings run at once. Outside of a hypernetwork it is no number.
+
+    Args:
+        name: In the search space.
+
+    Example:
+        >>> attention = nn.MultiheadAttention(8, 2)
+        >>> attention.dropout = Hyperparameter("dropout")
+    """
+
+    def __init__(self, name: str) -> None:
+        """See the class."""
+        self.name = name
+
+    def __repr__(self) -> str:
+        """With its name."""
+        return f"Hyperparameter({self.name!r})"
+
+    def _refuse(self, *arguments: Any) -> NoReturn:
+        raise SpaceError(_OUTSIDE.format(self, self.name))
+
+    __float__ = __int__ = __bool__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _refuse
+
+
+def hyperparameters_in(module: nn.Module) -> dict[str, str]:
+    """Names of hyperparameters by the attributes of a module, without those of its children, that stand for them."""
+    return {name: value.name for name, value in vars(module).items() if isinstance(value, Hyperparameter)}
+
+
+def as_number(value: Tensor | float) -> Tensor | float:
+    """A value for code that expects a Python number, without gradient; under `torch.func.vmap` it stays a tensor."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return value if is_batchedtensor(value) else value.item()
+
+
 class ConfigModule(nn.Module, ABC):
     """A layer whose behaviour depends on a hyperparameter: by name while amortised, by number once resolved."""
 
@@ -85,10 +135,7 @@ class ConfigModule(nn.Module, ABC):
             return self.hyperparameter
         config = _active.get() if self.active is None else self.active
         if config is None:
-            raise SpaceError(
-                f"{type(self).__name__}('{self.hyperparameter}') runs inside a hypernetwork only, which knows the value"
-                f" of '{self.hyperparameter}'. For a plain network call hypertune_mip.nn.resolve(network, config)."
-            )
+            raise SpaceError(_OUTSIDE.format(f"{type(self).__name__}('{self.hyperparameter}')", self.hyperparameter))
         return config[self.hyperparameter]
 
     def extra_repr(self) -> str:

@@ -44,6 +44,8 @@ class StructuredWeight(Tensor):
 
     layers: ClassVar[Mapping[Callable[..., Any], Layer]] = {}
     theta_0: Tensor
+    requires_grad = True  # it stands for a parameter that is trained,
+    _is_param = True  # and isinstance(weight, nn.Parameter), by torch's own convention
 
     @staticmethod
     def __new__(cls, theta_0: Tensor, *factors: Any, **options: Any) -> Self:

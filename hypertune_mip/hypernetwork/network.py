@@ -12,21 +12,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from hypertune_mip.encoding import Encoding, encode, encoded_size
-from hypertune_mip.errors import NetworkError
+from hypertune_mip.errors import NetworkError, SpaceError
 from hypertune_mip.execution import Execution, Function, Kernel, Mode, Setting
 from hypertune_mip.execution.sequential import Weigh
 from hypertune_mip.heads import Dense, Head, RankOne, Rule
 from hypertune_mip.hypernetwork.primary import (
     Pattern,
+    always_evaluating,
     check_bindings,
     generated_parameters,
+    precision_of,
+    set_training,
     use_batch_statistics,
 )
 from hypertune_mip.space import SearchSpace
@@ -82,6 +85,7 @@ class HyperNetwork(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
+        _check_kinds(network, space)
         _check_options(trunk, encoding, mapping, batch_norm)
         self.space = space
         self.head = _with_residual(RankOne() if head is None else head, residual)
@@ -91,7 +95,8 @@ class HyperNetwork(nn.Module):
         self.freeze_theta_0 = freeze_theta_0
         self._given = (copy.deepcopy(network),)  # in a tuple: it is no part of what is trained, moved or saved
         self.network = copy.deepcopy(network)
-        self.batch_norms = use_batch_statistics(self.network, refuse=batch_norm == "refuse")
+        self._staying = always_evaluating(network)
+        self.batch_norms = use_batch_statistics(self.network, self._staying, refuse=batch_norm == "refuse")
         check_bindings(self.network, space)
         owners = generated_parameters(self.network, generate)
         self.generated: tuple[str, ...] = tuple(owners)
@@ -107,9 +112,9 @@ class HyperNetwork(nn.Module):
             )
             self._sizes = [self.rule(name).size for name in self.generated]
             self.heads = self._heads()
-        like = next(self.network.parameters())
+        device, dtype = next(self.network.parameters()).device, precision_of(self.network)
         for part in (self.trunk, self.rules, self.heads):
-            part.to(like)
+            part.to(device, dtype)
         if freeze_theta_0:
             self.network.requires_grad_(False)
         self.kernel = Kernel(self.network, self.generated, self._tensors, made_from=self.rules, mapping=mapping)
@@ -124,6 +129,12 @@ class HyperNetwork(nn.Module):
             f" theta_0={theta:,} numbers, omega={omega:,} numbers"
         )
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules; those of the primary network that train in evaluation mode stay in it."""
+        super().train(mode)
+        set_training(self.network, mode, self._staying)
+        return self
+
     @property
     def given(self) -> nn.Module:
         """The primary network as it was given, untrained, for comparisons with real training."""
@@ -136,7 +147,7 @@ class HyperNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The primary network's floating-point type, used throughout."""
+        """Of the hypernetwork's own numbers: the most exact one in the primary network, float32 at least."""
         return self.heads.weight.dtype
 
     @property
@@ -276,6 +287,18 @@ def _with_residual(head: Head, residual: bool) -> Head:
     if not isinstance(head, Dense):
         raise NetworkError(f"`residual=False` is an ablation for head=Dense(), but got head={head}.")
     return dataclasses.replace(head, residual=False)
+
+
+def _check_kinds(network: Any, space: Any) -> None:
+    if isinstance(network, HyperNetwork):
+        raise NetworkError("`network` must be the primary network, an nn.Module, but got a HyperNetwork already.")
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"`network` must be the primary network, an nn.Module, but got a {type(network).__name__}.")
+    if not isinstance(space, SearchSpace):
+        raise SpaceError(
+            f"`space` must be a SearchSpace, but got a {type(space).__name__}. Pass for example"
+            ' SearchSpace({"dropout": FloatDistribution(0.0, 0.5)}).'
+        )
 
 
 def _check_options(trunk: Sequence[int], encoding: str, mapping: str, batch_norm: str) -> None:

@@ -2,59 +2,109 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from typing import Any
 
+import torch
 from optuna.distributions import CategoricalDistribution
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hypertune_mip.errors import NetworkError, SpaceError
-from hypertune_mip.functional import ConfigModule
+from hypertune_mip.functional import ConfigModule, hyperparameters_in
+from hypertune_mip.nn import check_rate, is_rate
 from hypertune_mip.space import SearchSpace
 
 Pattern = str | type[nn.Module]
 """A type of modules, or a pattern (as in `fnmatch`) of names of modules or parameters."""
 
 
-def use_batch_statistics(network: nn.Module, *, refuse: bool) -> tuple[str, ...]:
-    """Drop running statistics from the network in place; names of the modules that had them."""
-    names = []
-    for name, module in network.named_modules():
-        if isinstance(module, _NormBase) and module.track_running_stats:
-            if refuse:
-                raise NetworkError(
-                    f"Module '{name}' ({type(module).__name__}) keeps running statistics, which would mix all settings."
-                    " Use GroupNorm or LayerNorm, or batch_norm='batch_statistics'."
-                )
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-            names.append(name)
-    return tuple(names)
+def always_evaluating(network: nn.Module) -> frozenset[str]:
+    """Names of the modules that stay in evaluation mode while a network is trained, as a frozen body does.
+
+    They are those that the network's own `train()` leaves in evaluation mode, and those that were put there by hand in
+    a network that is in training mode itself.
+    """
+    modes = {name: module.training for name, module in network.named_modules()}
+    by_hand = {name for name, training in modes.items() if network.training and not training}
+    probe = copy.deepcopy(network).train()
+    return frozenset(by_hand | {name for name, module in probe.named_modules() if not module.training})
+
+
+def set_training(network: nn.Module, mode: bool, staying: Set[str]) -> None:
+    """As `network.train(mode)`, but modules named in `staying` are in evaluation mode afterwards."""
+    network.train(mode)
+    if mode:
+        for name, module in network.named_modules():
+            if name in staying:
+                module.training = False
+
+
+def keeps_statistics(network: nn.Module, staying: Set[str]) -> tuple[str, ...]:
+    """Names of the modules that keep running statistics in training, but for those named in `staying`."""
+    return tuple(
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, _NormBase) and module.track_running_stats and name not in staying
+    )
+
+
+def use_batch_statistics(network: nn.Module, staying: Set[str], *, refuse: bool) -> tuple[str, ...]:
+    """Drop running statistics from the network in place, but for modules in `staying`; names of those that had them."""
+    names = keeps_statistics(network, staying)
+    for name in names:
+        module: Any = network.get_submodule(name)
+        if refuse:
+            raise NetworkError(
+                f"Module '{name}' ({type(module).__name__}) keeps running statistics, which would mix all settings."
+                " Use GroupNorm or LayerNorm, or batch_norm='batch_statistics'."
+            )
+        module.track_running_stats = False
+        module.running_mean = module.running_var = module.num_batches_tracked = None
+    return names
+
+
+def precision_of(network: nn.Module) -> torch.dtype:
+    """The most exact floating-point type among a network's parameters, float32 at least."""
+    dtype = torch.float32
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    return dtype
 
 
 def bindings(network: nn.Module) -> dict[str, str]:
-    """Hyperparameters that layers are bound to, by the layers' names."""
+    """Hyperparameters that layers and single numbers are bound to, by their names in the network."""
     return {
-        path: module.hyperparameter
+        where: name
         for path, module in network.named_modules(remove_duplicate=False)
-        if isinstance(module, ConfigModule) and isinstance(module.hyperparameter, str)
+        for where, name in _bound(path, module).items()
     }
+
+
+def _bound(path: str, module: nn.Module) -> dict[str, str]:
+    if isinstance(module, ConfigModule):
+        return {path: module.hyperparameter} if isinstance(module.hyperparameter, str) else {}
+    return {f"{path}.{attribute}".lstrip("."): name for attribute, name in hyperparameters_in(module).items()}
 
 
 def check_bindings(network: nn.Module, space: SearchSpace) -> None:
     """Raise SpaceError for a layer that is bound to a name which the space lacks, or to values it cannot run at."""
     for path, module in network.named_modules():
-        if not isinstance(module, ConfigModule) or not isinstance(module.hyperparameter, str):
-            continue
-        name = module.hyperparameter
-        where = f"Layer '{path}' ({type(module).__name__})"
-        if name not in space:
-            raise SpaceError(f"{where} reads '{name}', but the space holds {list(space.names)}.")
-        distribution = space[name]
-        if isinstance(distribution, CategoricalDistribution):
-            raise SpaceError(f"{where} needs a number, but '{name}' is categorical: {distribution}.")
-        module.check_range(float(distribution.low), float(distribution.high))  # type: ignore[attr-defined]
+        for bound, name in _bound(path, module).items():
+            where = f"Layer '{path}' ({type(module).__name__})" if bound == path else f"'{bound}'"
+            if name not in space:
+                raise SpaceError(f"{where} reads '{name}', but the space holds {list(space.names)}.")
+            distribution = space[name]
+            if isinstance(distribution, CategoricalDistribution):
+                raise SpaceError(f"{where} needs a number, but '{name}' is categorical: {distribution}.")
+            low, high = float(distribution.low), float(distribution.high)  # type: ignore[attr-defined]
+            if isinstance(module, ConfigModule):
+                module.check_range(low, high)
+            elif is_rate(module, bound.rpartition(".")[2]):
+                check_rate(name, low, high)
 
 
 def generated_parameters(network: nn.Module, generate: Sequence[Pattern] | None) -> dict[str, nn.Module]:

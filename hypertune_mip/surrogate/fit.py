@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Unpack
 
+from torch import nn
+
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.space import SearchSpace
+from hypertune_mip.surrogate.arguments import as_hypernetwork, check_functions, check_loader
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.training import Loss, Options, train
 from hypertune_mip.training.keywords import FitKeywords, check_names, takes_options
@@ -16,10 +20,11 @@ from hypertune_mip.verification.truth import Budget
 
 @takes_options(FitKeywords.__annotations__)
 def fit(
-    hypernet: HyperNetwork,
+    network: HyperNetwork | nn.Module,
     loss: Loss,
     train_loader: Iterable[Any],
     *,
+    space: SearchSpace | None = None,
     metric: Metric | None = None,
     val_loader: Iterable[Any] | None = None,
     **options: Unpack[FitKeywords],
@@ -27,9 +32,11 @@ def fit(
     """Train a hypernetwork once over its whole search space and return the surrogate that answers for any setting.
 
     Args:
-        hypernet: Trained in place, and moved to `device`.
+        network: A hypernetwork, which is trained in place and moved to `device`; or a plain network with `space`, which
+            stays as it is: a hypernetwork with defaults is made around a copy of it.
         loss: (model, batch, config) to a 0-d tensor, written for one setting; `config` maps a name to a 0-d tensor.
         train_loader: A DataLoader, or any collection of batches that can be read once an epoch.
+        space: Hyperparameters, for a plain network.
         metric: (model, batch) to 0-d means over the batch, by name; needed to evaluate anything.
         val_loader: Validation data for `metric`.
         **options: How to train; `hypertune_mip.training.Options` declares each.
@@ -37,14 +44,20 @@ def fit(
     Raises:
         OptionError: If an option is invalid; if there is none of that name, it is a TypeError as well.
         DataError: If a loader is empty or a batch cannot be split.
-        LossError: If the loss or metric returns something else than agreed.
-        TrainingError: If a loss is not finite; it names the setting, and `hypernet` keeps the last good state.
+        NetworkError: If `network` is neither, or needs a space.
+        LossError: If the loss or metric is no function, or returns something else than agreed.
+        TrainingError: If a loss is not finite; it names the setting, and the hypernetwork keeps the last good state.
         StorageError: If a checkpoint cannot be written, read, or belongs to another run.
 
     Warns:
         HypertuneWarning: If no metric responds to a hyperparameter, or to any.
     """
     check_names(fit, options)
+    hypernet = as_hypernetwork(network, space)
+    check_functions(loss, metric)
+    check_loader("train_loader", train_loader)
+    if val_loader is not None:
+        check_loader("val_loader", val_loader)
     chosen = Options(**options)
     hypernet.to(chosen.resolved_device())
     surrogate = Surrogate(

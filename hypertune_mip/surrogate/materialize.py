@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,22 +11,39 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hypertune_mip import nn as hypertune_nn
-from hypertune_mip.errors import HypertuneWarning
-from hypertune_mip.evaluation import to_device
+from hypertune_mip.errors import DataError, HypertuneWarning
+from hypertune_mip.evaluation import Metric, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Config
+from hypertune_mip.training import Loss
 
 
-def materialize(hypernet: HyperNetwork, config: Config, recalibrate: Iterable[Any] | None) -> nn.Module:
-    """See `Surrogate.materialize`."""
+def materialize(
+    hypernet: HyperNetwork,
+    config: Config,
+    recalibrate: Iterable[Any] | None,
+    *,
+    loss: Loss | None,
+    metric: Metric | None,
+) -> nn.Module:
+    """See `Surrogate.materialize`.
+
+    Args:
+        hypernet: Trained.
+        config: Native values.
+        recalibrate: Batches, or None.
+        loss: What recalibration runs the network by, if there is one.
+        metric: What it runs the network by where there is no loss; without both it is called on a batch's first part.
+    """
     units = hypernet.space.to_unit(config)
     with hypernet.kernel.lock:
         network = hypertune_nn.resolve(hypernet.network, dict(config))
     with torch.no_grad():
         tensors = hypernet.effective(units)
+        trained = {name: parameter.requires_grad for name, parameter in hypernet.given.named_parameters()}
         for name, parameter in network.named_parameters():
             parameter.copy_(tensors[name][0])
-    network.requires_grad_(True)
+            parameter.requires_grad_(trained[name])
     if hypernet.batch_norms and recalibrate is None:
         warnings.warn(
             f"{list(hypernet.batch_norms)} use the statistics of the batch at hand, so single predictions"
@@ -35,23 +52,52 @@ def materialize(hypernet: HyperNetwork, config: Config, recalibrate: Iterable[An
             stacklevel=3,
         )
     elif hypernet.batch_norms and recalibrate is not None:
-        _recalibrate(network, hypernet.batch_norms, recalibrate, hypernet.device)
+        values = {name: column[0] for name, column in hypernet.configs(units).items()}
+
+        def run(batch: Any) -> None:
+            if loss is not None:
+                loss(network, batch, values)
+            elif metric is not None:
+                metric(network, batch)
+            else:
+                network(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+        with torch.random.fork_rng(devices=[hypernet.device] if hypernet.device.type == "cuda" else []):
+            _recalibrate(
+                network,
+                hypernet.batch_norms,
+                recalibrate,
+                hypernet.device,
+                run,
+            )
     return network.eval()
 
 
-def _recalibrate(network: nn.Module, names: Sequence[str], loader: Iterable[Any], device: torch.device) -> None:
+def _recalibrate(
+    network: nn.Module,
+    names: Sequence[str],
+    loader: Iterable[Any],
+    device: torch.device,
+    run: Callable[[Any], Any],
+) -> None:
     """Give modules running statistics again: plain averages over the batches."""
     network.eval()
-    layers = [module for name, module in network.named_modules() if name in names]
+    layers = [network.get_submodule(name) for name in names]
+    momenta = []
     for layer in layers:
         assert isinstance(layer, _NormBase)
         size = layer.num_features
+        momenta.append(layer.momentum)
         layer.track_running_stats, layer.momentum = True, None  # None: a plain average over batches
         layer.running_mean = torch.zeros(size, device=device)
         layer.running_var = torch.ones(size, device=device)
         layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
         layer.train()
-    with torch.no_grad():
-        for batch in loader:
-            first = batch[0] if isinstance(batch, (tuple, list)) else batch
-            network(to_device(first, device))
+    batches = 0
+    for batch in loader:
+        batches += 1
+        run(to_device(batch, device))
+    if not batches:
+        raise DataError("`recalibrate` holds no batch, so there is nothing to average running statistics over.")
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum  # type: ignore[assignment]

@@ -301,7 +301,7 @@ class Surrogate:
             epochs: As in `Truth`.
             optimizer: As in `Truth`.
             schedule: As in `Truth`.
-            initialize: As in `Truth`; None is "given" where theta_0 is frozen and "reset" otherwise.
+            initialize: As in `Truth`; None is "given" where theta_0 is frozen and "auto" otherwise.
             parallel: As in `Truth`.
             folder: As in `Truth`.
 
@@ -326,7 +326,8 @@ class Surrogate:
             epochs=budget.epochs if epochs is None else epochs,
             optimizer=budget.optimizer if optimizer is None else optimizer,
             schedule=budget.schedule if schedule == "as in fit" else schedule,
-            initialize=("given" if frozen else "reset") if initialize is None else initialize,
+            initialize=("given" if frozen else "auto") if initialize is None else initialize,
+            mapping=self.hypernet.kernel.mapping,
             parallel=parallel,
             device=self.hypernet.device,
             folder=folder,
@@ -453,13 +454,16 @@ class Surrogate:
 
         Args:
             config: Native values.
-            recalibrate: Batches whose first element, or the batch itself, the network takes: layers whose running
-                statistics were dropped (see `HyperNetwork`) get them back, averaged over these batches.
+            recalibrate: Batches such as training takes: layers whose running statistics were dropped (see
+                `HyperNetwork`) get them back, averaged over these batches while the loss is computed on them. A
+                surrogate without a loss computes its metric, and without a metric calls the network on the batch, or on
+                its first element.
 
         Raises:
             SpaceError: As in `evaluate`.
         """
-        return materialize(self.hypernet, config, recalibrate)
+        metric = None if self._evaluator is None else self._evaluator.metric
+        return materialize(self.hypernet, config, recalibrate, loss=self.loss, metric=metric)
 
     def save(self, folder: str | Path) -> None:
         """Write the hypernetwork, space, history and trust reports to a folder: safetensors and JSON, atomically.

@@ -92,7 +92,9 @@ def unused_hyperparameters(hypernet: HyperNetwork, loss: Loss, loader: Iterable[
         batch = to_device(next(iter(loader)), device)
 
     with hypernet.kernel.lock:
-        network = copy.deepcopy(hypernet.network).requires_grad_(True)
+        network = copy.deepcopy(hypernet.network)
+        for name in hypernet.generated:
+            network.get_parameter(name).requires_grad_(True)
     group = Group(network, [network] * _PROBES, hypernet.configs(units), hypernet.kernel.mapping)
     group.weights = weights
     return unused(group, loss, batch, others=hypernet.configs((units + 0.5) % 1.0))

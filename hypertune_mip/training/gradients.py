@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hypertune_mip.encoding import encode
 from hypertune_mip.evaluation import batch_size, to_device
-from hypertune_mip.execution import FACTORED, FORMED, Captured, Execution, candidates, measured
+from hypertune_mip.execution import FACTORED, FORMED, Captured, Execution, Function, candidates, measured
 from hypertune_mip.execution.choice import small_parameters, without_trace
 from hypertune_mip.training.options import Options
 from hypertune_mip.training.run_state import RunState
@@ -25,6 +25,7 @@ from hypertune_mip.training.step import (
     splits,
 )
 from hypertune_mip.training.strategy import Strategy
+from hypertune_mip.trees import tensors_of
 
 _WORTH_MEASURING = 400  # steps of a run: to measure takes up to sixteen
 
@@ -76,7 +77,13 @@ class Gradients:
         if state.plan.small is None:
             state.plan.small = leaves_number_open(self._options) and is_small(self._step, batch)
             state.plan.small = self._of_the_first([state.plan.small])[0]
-        count, split = settings_of_a_step(size, state.plan.largest_batch, self._options, small=state.plan.small)
+        count, split = settings_of_a_step(
+            size,
+            state.plan.largest_batch,
+            self._options,
+            small=state.plan.small,
+            least=2 if self._hypernet.batch_norms else 1,  # a single example has no variance
+        )
         units = state.settings.draw(count)
         if state.plan.execution is None:
             state.plan.execution = self._execution(count, split, batch)
@@ -163,11 +170,14 @@ class Gradients:
         hypernet, kernel = self._hypernet, self._hypernet.kernel
         units = hypernet.space.sample(count)
         structured = kernel.structured(hypernet.settings(units[:1]))
-        data = split_batch(batch, count) if split else batch
+        loss: Function = self._step.scalar
+        data = batch
+        if split:
+            parts = split_batch(batch, count)
+            loss, data = self._step.of_part(parts), [tensor[:1] for tensor in tensors_of(parts)]
 
         def call() -> None:
-            with torch.no_grad():
-                hypernet(self._step.scalar, units[:1], data, split=split, execution=FORMED)
+            hypernet(loss, units[:1], data, split=split, execution=FORMED)
 
         names = sorted(structured)
         with without_trace(hypernet, hypernet.device):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Float
@@ -62,6 +62,31 @@ class FiniteLosses:
                     " division in the loss at that setting, lower the learning rate, or set `gradient_clip`."
                 )
         self._unchecked.clear()
+
+
+def warn_of_shared_buffers(hypernet: HyperNetwork, before: Mapping[str, Tensor], *, stacklevel: int) -> None:
+    """Warn of buffers that training changes: a running mean of activations would mix those of all settings.
+
+    Args:
+        hypernet: After some steps.
+        before: The primary network's buffers, by name, as they were.
+        stacklevel: Whose line the warning names.
+    """
+    reassigned = sorted(hypernet.kernel.reassigned)
+    changed = [
+        name
+        for name, buffer in hypernet.network.named_buffers()
+        if buffer.is_floating_point() and name not in reassigned and not torch.equal(buffer, before[name])
+    ]
+    for names, fate in ((changed, "and are one for all settings"), (reassigned, "which is undone after each setting")):
+        if names:
+            warnings.warn(
+                f"The buffers {names} change while the network is trained, {fate}. What they hold does not follow the"
+                " setting, so an answer that depends on it is not that of real training. Leave such a layer out, or"
+                " take one that normalises by the batch or the example at hand.",
+                HypertuneWarning,
+                stacklevel=stacklevel,
+            )
 
 
 def warn_of_unread(space: SearchSpace, reads: Collection[str], *, stacklevel: int) -> None:

@@ -18,7 +18,7 @@ from hypertune_mip.training.gradients import Gradients
 from hypertune_mip.training.loop import Loop
 from hypertune_mip.training.options import Loss, Options, total_steps
 from hypertune_mip.training.randomness import forked_random_state, set_seed
-from hypertune_mip.training.reports import is_due, validation, warn_of_unread
+from hypertune_mip.training.reports import is_due, validation, warn_of_shared_buffers, warn_of_unread
 from hypertune_mip.training.run_state import Planned, Progress, Record, RunState
 from hypertune_mip.training.settings import SettingsStream
 from hypertune_mip.training.step import TrainingStep
@@ -137,6 +137,7 @@ class _Run:
     def epochs(self) -> list[Record]:
         options, progress, leads = self.options, self.state.progress, self.strategy.rank == 0
         hidden = not (options.progress and leads)
+        buffers = {name: buffer.clone() for name, buffer in self.state.hypernet.network.named_buffers()}
         with tqdm(total=self.total, initial=progress.steps, disable=hidden, desc="fit", unit="step") as bar:
             for epoch in range(progress.epochs + 1, options.epochs + 1):
                 self._seed(epoch)
@@ -144,6 +145,7 @@ class _Run:
                 record = self.loop.epoch(epoch, bar)
                 if epoch == 1 and leads:
                     warn_of_unread(self.state.hypernet.space, progress.reads, stacklevel=5)
+                    warn_of_shared_buffers(self.state.hypernet, buffers, stacklevel=5)
                 if self.evaluator is not None and leads and is_due(epoch, options.epochs, options.validate_every):
                     record |= validation(self.evaluator, options)
                 progress.history.append(record)

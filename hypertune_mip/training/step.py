@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from hypertune_mip.errors import DataError, LossError
-from hypertune_mip.evaluation import batch_size
-from hypertune_mip.execution import FORMED, Execution, Weigh
+from hypertune_mip.execution import FORMED, Execution, Function, Weigh
 from hypertune_mip.execution.choice import without_trace
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.options import Loss, Options
+from hypertune_mip.trees import leaves, mapped, tensors_of, with_tensors
 
 _FEW = 3  # settings that have a whole batch each where the network is small
+_FOR_ALL = (Tensor, int, float, type(None))  # what a batch that is divided may hold: numbers go to every setting
 _LITTLE = 2**24  # operations of a forward pass, about: below, a step takes hardly longer than its overhead
 
 
@@ -52,10 +53,19 @@ class TrainingStep(nn.Module):
             weigh: From losses of some settings, and the slice that these are, to their weights.
             execution: How settings are run.
         """
-        data = split_batch(batch, len(units)) if split else batch
-        return self.hypernet.weighted(
-            self.scalar, units, data, split=split, weigh=weigh, execution=execution, reads=self.reads
-        )
+        options: dict[str, Any] = {"split": split, "weigh": weigh, "execution": execution, "reads": self.reads}
+        if not split:
+            return self.hypernet.weighted(self.scalar, units, batch, **options)
+        parts = split_batch(batch, len(units))
+        return self.hypernet.weighted(self.of_part(parts), units, tensors_of(parts), **options)
+
+    def of_part(self, parts: Any) -> Function:
+        """The loss as a function of the tensors of a setting's part alone, the containers being those of `parts`."""
+
+        def scalar(model: nn.Module, tensors: list[Tensor], config: Any) -> Tensor:
+            return self.scalar(model, with_tensors(parts, tensors), config)
+
+        return scalar
 
     def scalar(self, model: nn.Module, batch: Any, config: Any) -> Tensor:
         """The loss, 0-d and not in half precision; raises LossError if it is none."""
@@ -78,22 +88,50 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def split_batch(batch: Any, settings: int) -> Any:
-    """Tensors of shape (N, ...) as (S, N // S, ...); up to S - 1 examples at the end are left out.
+    """A batch whose tensors (N, ...) have become (S, N // S, ...); up to S - 1 examples at the end are left out.
 
     Raises:
-        DataError: If N < S.
+        DataError: If N < S, or the batch holds what cannot be divided.
     """
-    size = batch_size(batch)
+    size = examples_to_split(batch)
     if size < settings:
         raise DataError(
             f"A batch of {size} examples cannot be split over {settings} settings. Use larger batches, fewer"
             ' `settings_per_step`, or batching="full".'
         )
     part = size // settings
-    return tree_map(lambda t: t[: part * settings].reshape(settings, part, *t.shape[1:]), batch)
+
+    def divided(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if not leaf.ndim:
+            return leaf.expand(settings)
+        return leaf[: part * settings].reshape(settings, part, *leaf.shape[1:])
+
+    return mapped(divided, batch)
 
 
-def settings_of_a_step(size: int, largest: int, options: Options, *, small: bool) -> tuple[int, bool]:
+def examples_to_split(batch: Any) -> int:
+    """Number of examples of a batch that can be divided among settings.
+
+    Tensors without dimensions, numbers and None go to every setting.
+
+    Raises:
+        DataError: If its tensors have different first dimensions, or it holds other objects.
+    """
+    tensors = [tensor for tensor in tensors_of(batch) if tensor.ndim]
+    sizes = sorted({tensor.shape[0] for tensor in tensors})
+    strangers = {type(leaf).__name__ for leaf in leaves(batch) if not isinstance(leaf, _FOR_ALL)}
+    if len(sizes) != 1 or strangers:
+        raise DataError(
+            "A batch is divided among settings along the first dimension of its tensors, the examples, but got tensors"
+            f' with first dimensions {sizes} and other objects {sorted(strangers)}. Use batching="full", with which'
+            " each setting gets the whole batch."
+        )
+    return sizes[0]
+
+
+def settings_of_a_step(size: int, largest: int, options: Options, *, small: bool, least: int = 1) -> tuple[int, bool]:
     """How many settings share a step, and whether they split its batch.
 
     Args:
@@ -101,12 +139,16 @@ def settings_of_a_step(size: int, largest: int, options: Options, *, small: bool
         largest: Of the largest batch so far: an epoch's last one may be smaller.
         options: See `fit`.
         small: Whether the network does little work on a batch; see `is_small`.
+        least: Examples that each part of a smaller batch must have.
     """
-    settings, batching = options.settings_per_step, options.batching
-    if settings == "auto":
-        settings = automatic_settings(largest) if batching == "split" else _FEW if small else 1
-    split = splits(options)
-    return (min(settings, size) if size < largest else settings) if split else settings, split
+    asked, split = options.settings_per_step, splits(options)
+    if asked != "auto":
+        settings = asked
+    else:
+        settings = automatic_settings(largest) if split else _FEW if small else 1
+    if split and size < largest:
+        settings = max(1, min(settings, size // least))
+    return settings, split
 
 
 def splits(options: Options) -> bool:
@@ -126,10 +168,30 @@ def is_small(step: TrainingStep, batch: Any) -> bool:
     learned depend on the machine.
     """
     hypernet = step.hypernet
-    with without_trace(hypernet, hypernet.device), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with without_trace(hypernet, hypernet.device), _Operations() as operations:
         hypernet(step.scalar, hypernet.space.sample(1), batch, split=False, execution=FORMED)
-    operations: int = counter.get_total_flops()
-    return operations <= _LITTLE
+    count: int = operations.count
+    return count <= _LITTLE
+
+
+class _Operations(TorchDispatchMode):
+    """Counts multiplications and additions by torch's own formulas.
+
+    Why not `FlopCounterMode`: it follows modules by hooks, which a loss that goes backward itself does not survive.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.count += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def automatic_settings(size: int) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from hypertune_mip.execution import Kernel, Mode, Setting
+from hypertune_mip.hypernetwork.primary import always_evaluating, keeps_statistics, set_training
 from hypertune_mip.training import Loss
 from hypertune_mip.training.options import OptimizerFactory
 from hypertune_mip.training.randomness import forked_random_state, set_seed
@@ -50,21 +50,23 @@ class Group:
             for name in names
         }
         self._kernel = Kernel(network, names, _given, mapping=mapping)
+        self._staying = always_evaluating(network)
 
     def backward(self, loss: Loss, batch: Any) -> Float[Tensor, "S"]:
         """Add the gradients of each network's loss on one batch, in training mode; the losses."""
-        self.network.train()
+        set_training(self.network, True, self._staying)
         own = Setting(self.weights, self.configs)
         total, losses = self._kernel.weighted(loss, own, batch, split=False, weigh=_one_for_each)
         total.backward()
         return losses
 
-    @torch.no_grad()
     def losses(self, loss: Loss, batch: Any) -> Float[Tensor, "S"]:
-        """The loss of each network on one batch, in training mode."""
-        self.network.train()
-        result: Tensor = self._kernel.run(loss, Setting(self.weights, self.configs), batch, split=False)
-        return result
+        """The loss of each network on one batch, in training mode; a loss may go backward itself."""
+        set_training(self.network, True, self._staying)
+        weights = {name: tensor.detach() for name, tensor in self.weights.items()}
+        with torch.enable_grad():
+            result: Tensor = self._kernel.run(loss, Setting(weights, self.configs), batch, split=False)
+        return result.detach()
 
     @torch.no_grad()
     def metrics(
@@ -94,7 +96,7 @@ def can_be_stacked(network: nn.Module, optimizer: OptimizerFactory) -> bool:
 
     Layers with running statistics would mix them, and an optimiser might look at more than one number at a time.
     """
-    running = any(isinstance(m, _NormBase) and m.track_running_stats for m in network.modules())
+    running = keeps_statistics(network, always_evaluating(network))
     probe: Iterable[Any] = [nn.Parameter(torch.zeros(1))]
     return not running and type(optimizer(probe)) in _ELEMENTWISE
 
@@ -116,7 +118,7 @@ def unused(group: Group, loss: Loss, batch: Any, *, others: Mapping[str, Tensor]
 
     def losses(configs: dict[str, Tensor]) -> Tensor:
         group.configs = configs
-        with torch.no_grad(), forked_random_state(group.device):
+        with forked_random_state(group.device):
             set_seed(0, (), group.device)
             return group.losses(loss, batch)
 

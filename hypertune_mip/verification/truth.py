@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import reprlib
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from tqdm.auto import tqdm
 from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError, StorageError
 from hypertune_mip.evaluation import Metric, ValidationData, mean_over_batches, named_scalars, to_device
 from hypertune_mip.evaluation.modes import gradients
+from hypertune_mip.execution import Mode
+from hypertune_mip.hypernetwork.primary import precision_of
 from hypertune_mip.nn import resolve
 from hypertune_mip.space import Config, SearchSpace, Value
 from hypertune_mip.storage import load_tree, save_tree
@@ -30,9 +33,9 @@ from hypertune_mip.training import Loss, OptionError, adam, cosine
 from hypertune_mip.training.options import OptimizerFactory, ScheduleFactory, at_least, total_steps
 from hypertune_mip.training.randomness import forked_random_state, set_seed
 from hypertune_mip.verification.group import Group, can_be_stacked
-from hypertune_mip.verification.initialization import reinitialized
+from hypertune_mip.verification.initialization import reinitialized, strangers_to_reset
 
-Initialize = Literal["reset", "given"] | Callable[[], nn.Module]
+Initialize = Literal["auto", "reset", "given"] | Callable[[], nn.Module]
 
 _NAME = "truth"
 _SEED_STRIDE = 1_000_003  # keeps the random states of (seed, epoch) pairs apart
@@ -94,8 +97,11 @@ class Truth:
         epochs: The budget: passes over `train_loader`.
         optimizer: From parameters to a torch optimiser; give the one that you would train a single network with.
         schedule: From (optimiser, steps) to a torch schedule that is advanced every step; None keeps the rate.
-        initialize: "reset" draws the weights anew by each module's own `reset_parameters`; "given" starts every run
-            from `network` as it is, for pretrained ones; or a function that makes a network, called with the seed set.
+        initialize: Where runs start. "given" is `network` as it is, whatever the seed, for pretrained ones; "reset"
+            draws trainable weights anew by each module's own `reset_parameters`, while what is frozen stays; "auto"
+            does that if all weights look as if drawn so, and is "given" otherwise; or a function that makes a network,
+            called with the seed set.
+        mapping: As in `HyperNetwork`: with "loop" networks are trained one after another.
         parallel: Networks that are trained at once, where `torch.func.vmap` can serve the network, loss and optimiser;
             others are trained one after another. 1 always does.
         device: Where to train.
@@ -137,17 +143,21 @@ class Truth:
         epochs: int,
         optimizer: OptimizerFactory = adam,
         schedule: ScheduleFactory | None = cosine,
-        initialize: Initialize = "reset",
+        initialize: Initialize = "auto",
+        mapping: Mode = "auto",
         parallel: int = 16,
         device: str | torch.device = "cpu",
         folder: str | Path | None = None,
     ) -> None:
         """See the class."""
         at_least(1, epochs=epochs, parallel=parallel)
-        if not callable(initialize) and initialize not in ("reset", "given"):
+        if not callable(initialize) and initialize not in ("auto", "reset", "given"):
             raise OptionError(
-                f'`initialize` must be "reset", "given" or a function that makes a network, but got {initialize!r}.'
+                '`initialize` must be "auto", "reset", "given" or a function that makes a network, but got'
+                f" {initialize!r}."
             )
+        if mapping not in ("auto", "vmap", "loop"):
+            raise OptionError(f'`mapping` must be "auto", "vmap" or "loop", but got {mapping!r}.')
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise DataError("The primary network has no trainable parameter, so there is nothing to train.")
         self.space = space
@@ -158,6 +168,7 @@ class Truth:
         self.optimizer = optimizer
         self.schedule = schedule
         self.initialize = initialize
+        self.mapping = mapping
         self.parallel = parallel
         self.device = torch.device(device)
         self.folder = folder
@@ -166,7 +177,8 @@ class Truth:
         self._network = copy.deepcopy(network)
         self._validation = ValidationData(val_loader, self.device)
         self._steps = total_steps(train_loader, epochs, schedule)
-        self._stacked = parallel > 1 and can_be_stacked(network, optimizer)
+        self._stacked = parallel > 1 and mapping != "loop" and can_be_stacked(network, optimizer)
+        self._strangers: list[str] | None = None
         self._runs: dict[str, dict[str, float]] = {}
         if folder is not None and (Path(folder) / f"{_NAME}.json").exists():
             self._runs = self._load(folder)
@@ -207,9 +219,14 @@ class Truth:
             OptionError: If there is no seed.
             LossError: If the metric returns something else than agreed.
             StorageError: If finished runs cannot be stored.
+
+        Warns:
+            HypertuneWarning: If several seeds start from the same weights, since those are the network's own; and of
+                runs that diverge.
         """
         numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
         at_least(1, seeds=len(numbers))
+        self._check_starts(len(numbers), common)
         own = self.space.from_unit(self.space.to_unit(configs))
         keys = [[_key(config, seed, common) for seed in numbers] for config in own]
         missing = {
@@ -286,7 +303,30 @@ class Truth:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 return self.initialize()
-        return reinitialized(self._network, seed) if self.initialize == "reset" else self._network
+        return reinitialized(self._network, seed) if self._start_kind() == "reset" else self._network
+
+    def _start_kind(self) -> str:
+        """Where runs start, once "auto" has been decided."""
+        if callable(self.initialize):
+            return "function"
+        if self.initialize != "auto":
+            return self.initialize
+        if self._strangers is None:
+            self._strangers = strangers_to_reset(self._network)
+        return "given" if self._strangers else "reset"
+
+    def _check_starts(self, seeds: int, common: bool) -> None:
+        """Warn if different starts were asked for and cannot be had."""
+        if self.initialize == "auto" and (seeds > 1 or not common) and self._start_kind() == "given":
+            names = reprlib.repr(self._strangers)
+            warnings.warn(
+                f"All seeds start from the same weights: {names} are not as `reset_parameters` draws them, so they are"
+                " pretrained or have an initialisation of their own. Seeds differ in the order of data and in noise"
+                " only. Pass `initialize`, a function that makes a fresh network, to vary the start as well, or"
+                ' initialize="given" if that is what is meant.',
+                HypertuneWarning,
+                stacklevel=3,
+            )
 
     def _trained(
         self,
@@ -313,7 +353,7 @@ class Truth:
         return group
 
     def _decoded(self, configs: list[dict[str, Value]]) -> dict[str, Tensor]:
-        dtype = next(self._network.parameters()).dtype
+        dtype = precision_of(self._network)
         decoded = self.space.decode(self.space.to_unit(configs))
         return {name: column.to(dtype) if column.is_floating_point() else column for name, column in decoded.items()}
 
@@ -348,8 +388,8 @@ class Truth:
             "steps": self._steps,
             "optimizer": f"{type(probe).__name__}({', '.join(f'{k}={v}' for k, v in numbers.items())})",
             "schedule": getattr(self.schedule, "__qualname__", repr(self.schedule)),
-            "initialize": "function" if callable(self.initialize) else self.initialize,
-            "given": self._digest() if self.initialize == "given" else None,
+            "initialize": self._start_kind(),
+            "given": self._digest() if self._start_kind() == "given" else None,
         }
 
     def _digest(self) -> str:

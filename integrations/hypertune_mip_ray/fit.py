@@ -13,11 +13,13 @@ import ray.data
 import ray.train
 import ray.train.torch
 from ray.train import RunConfig, ScalingConfig
+from torch import nn
 from torch.utils.data import DataLoader
 
-from hypertune_mip import Budget, HyperNetwork, OptionError, Surrogate
+from hypertune_mip import Budget, HyperNetwork, OptionError, SearchSpace, Surrogate
 from hypertune_mip import fit as fit_in_one_process
 from hypertune_mip.evaluation import Metric
+from hypertune_mip.surrogate.arguments import as_hypernetwork, check_functions
 from hypertune_mip.training import Loss, Options
 from hypertune_mip.training.checkpoint import load_result
 from hypertune_mip.training.keywords import TrainingKeywords, check_names, takes_options
@@ -47,10 +49,11 @@ _NOTES = {
 
 @takes_options(TrainingKeywords.__annotations__, notes=_NOTES)
 def fit(
-    hypernet: HyperNetwork,
+    network: HyperNetwork | nn.Module,
     loss: Loss,
     train_loader: DataLoader[Any] | LoaderFactory | ray.data.Dataset,
     *,
+    space: SearchSpace | None = None,
     scaling_config: ScalingConfig | None = None,
     run_config: RunConfig | None = None,
     resume: bool | Literal["auto"] = False,
@@ -73,12 +76,14 @@ def fit(
     `run_config` where checkpoints go.
 
     Args:
-        hypernet: Gets the trained weights at the end, on the CPU; the workers train copies.
+        network: A hypernetwork, which gets the trained weights at the end, on the CPU, while the workers train copies;
+            or a plain network with `space`, as in `hypertune_mip.fit`.
         loss: As in `hypertune_mip.fit`.
         train_loader: A DataLoader, whose data is divided among the workers while its batch size is that of each; a
             `ray.data.Dataset`, whose batches are dicts of tensors by column; or a function without arguments that each
             worker calls for its own loader (`ray.train.get_context()` says which worker it is). All must have as many
             batches.
+        space: As in `hypertune_mip.fit`.
         scaling_config: How many workers, and whether with GPUs; None is one. A range of workers makes Ray go on with
             fewer while a node is missing. 0 trains in this process, to find errors.
         run_config: Name, storage, failures, checkpoints to keep. None takes a fresh name below `~/ray_results`.
@@ -106,6 +111,8 @@ def fit(
             resources than are asked for, so that Ray waits.
     """
     check_names(fit, options, elsewhere=_ELSEWHERE)
+    hypernet = as_hypernetwork(network, space)
+    check_functions(loss, metric)
     asked = Options(**options)
     every = 1 if checkpoint_every is None else checkpoint_every
     chosen = dataclasses.replace(asked, progress=False, checkpoint_every=every)

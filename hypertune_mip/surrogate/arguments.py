@@ -1,0 +1,68 @@
+"""The first arguments of `fit`, checked and completed before anything happens, wherever training is to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.loss import _Loss
+
+from hypertune_mip.errors import DataError, LossError, NetworkError
+from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.space import SearchSpace
+from hypertune_mip.training import OptionError
+
+
+def as_hypernetwork(network: Any, space: SearchSpace | None) -> HyperNetwork:
+    """The hypernetwork itself, or one with defaults around a plain network, over `space`.
+
+    Raises:
+        NetworkError: If it is neither, or a plain network without a space.
+        OptionError: If a hypernetwork comes with a space besides its own.
+    """
+    if isinstance(network, HyperNetwork):
+        if space is not None and space != network.space:
+            raise OptionError(f"The HyperNetwork has a space of its own, but got `space` as well:\n{space}")
+        return network
+    if not isinstance(network, nn.Module):
+        raise NetworkError(
+            f"`fit` takes a HyperNetwork, or a plain network with `space`, first, but got a {type(network).__name__}."
+        )
+    if space is None:
+        raise NetworkError(
+            f"{type(network).__name__} is a plain network: pass `space` as well, the hyperparameters, or"
+            " HyperNetwork(network, space) in its place."
+        )
+    return HyperNetwork(network, space)
+
+
+def check_functions(loss: Any, metric: Any) -> None:
+    """Raise LossError unless the loss, and the metric where there is one, are functions of a model and a batch."""
+    for name, function, of in (("loss", loss, "(model, batch, config)"), ("metric", metric, "(model, batch)")):
+        if name == "metric" and function is None:
+            continue
+        if not callable(function) or isinstance(function, type):
+            raise LossError(f"`{name}` must be a function of {of}, but got {_kind(function)}.")
+        if isinstance(function, _Loss):
+            raise LossError(
+                f"`{name}` must be a function of {of}, but {type(function).__name__} compares outputs with targets."
+                f" Write for example: lambda {of[1:-1]}: criterion(model(batch[0]), batch[1])."
+            )
+
+
+def check_loader(name: str, loader: Any) -> None:
+    """Raise DataError unless a loader is a collection of batches."""
+    if isinstance(loader, nn.Module) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        raise DataError(
+            f"`{name}` must be a DataLoader or a list of batches, but got {_kind(loader)}. Is it in another argument's"
+            " place?"
+        )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Callable) and hasattr(value, "__name__"):  # type: ignore[arg-type]
+        return f"the function {value.__name__}"
+    return f"a {type(value).__name__}"
