@@ -359,7 +359,11 @@ def test_a_batch_that_cannot_be_divided(more: dict[str, Any], message: str) -> N
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: ht.fit(plain_network(), loss, loader()), ht.NetworkError, r"plain network: pass `space`.*HyperNetwork"),
+        (
+            lambda: ht.fit(plain_network(), loss, loader()),
+            ht.NetworkError,
+            r"plain network: pass `space`.*HyperNetwork",
+        ),
         (lambda: ht.fit(SPACE, loss, loader()), ht.NetworkError, r"takes a HyperNetwork.*got a SearchSpace"),
         (lambda: ht.fit(hypernet(), loader(), loss), ht.LossError, r"`loss` must be a function.*got a DataLoader"),
         (lambda: ht.fit(hypernet(), nn.MSELoss(), loader()), ht.LossError, r"MSELoss compares outputs with targets"),

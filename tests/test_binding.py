@@ -232,7 +232,11 @@ def test_bindings_of_numbers_are_kept_with_a_surrogate(tmp_path: Any) -> None:
 
 KINDS: dict[str, tuple[Callable[[Tensor, Any], Tensor], Callable[[Tensor, float], Tensor], tuple[int, ...]]] = {
     "dropout": (dropout.dropout, lambda x, p: F.dropout(x, p), (MANY,)),
-    "dropout1d": (lambda x, p: dropout.channel_dropout(x, p, lead=2), lambda x, p: F.dropout1d(x, p), (MANY // 8, 4, 3)),
+    "dropout1d": (
+        lambda x, p: dropout.channel_dropout(x, p, lead=2),
+        lambda x, p: F.dropout1d(x, p),
+        (MANY // 8, 4, 3),
+    ),
     "alpha": (dropout.alpha_dropout, lambda x, p: F.alpha_dropout(x, p, training=True), (MANY,)),
     "alpha, channels": (
         lambda x, p: dropout.alpha_dropout(x, p, lead=2),
