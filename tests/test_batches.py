@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_problem import CONFIG, SPACE
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 import hypertune_mip as ht
 from hypertune_mip.evaluation.data import ValidationData, batch_size, to_device
 from hypertune_mip.trees import leaves, mapped, structure, tensors_of, with_tensors
-from small_problem import CONFIG, SPACE
 
 CPU = torch.device("cpu")
 Pair = namedtuple("Pair", ["x", "y"])

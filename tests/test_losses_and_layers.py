@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Position
 from optuna.distributions import FloatDistribution
 from torch import Tensor, nn
 from torch.func import vmap
