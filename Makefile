@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ZOO := build/zoo
 
 # Also pins what pip installs into the isolated environments in which it builds packages.
 export PIP_CONSTRAINT := constraints.txt
@@ -11,8 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-rounding test-ray test-all check lint types layers format wheel demo fashion bench bench-venv \
-	bench-smoke bench-gpu docs-tables clean
+.PHONY: help venv test test-rounding test-ray test-zoo test-all check lint types layers format wheel demo fashion bench \
+	bench-venv bench-smoke bench-gpu compatibility docs-tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: venv  ## the tests that every change must pass
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not ray"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not ray and not zoo"
 
 test-rounding: venv  ## laws once more, with matrix products that round as on processors without AVX-512
 	MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest -q tests/test_laws_network.py tests/test_laws_surrogate.py \
@@ -32,6 +33,14 @@ test-rounding: venv  ## laws once more, with matrix products that round as on pr
 
 test-ray: venv  ## tests that start Ray on this machine; some minutes
 	$(BIN)/python -m pytest -q -m "ray and not slow and not gpu"
+
+$(ZOO)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet -c constraints.txt "torch==2.13.0" -e ".[zoo]"
+	touch $@
+
+test-zoo: $(ZOO)/.installed  ## networks of other packages, in an environment of their own
+	$(ZOO)/bin/python -m pytest -q tests/zoo
 
 test-all: venv  ## all tests; those whose device or extra is missing skip themselves
 	$(BIN)/python -m pytest -q
@@ -77,6 +86,9 @@ bench-smoke: bench-venv  ## the same, as small as it goes: only shows that the s
 
 bench-gpu: venv  ## on a machine with a GPU, in under five minutes: is everything right there, and what does it cost?
 	$(BIN)/python -m benchmarks.gpu
+
+compatibility: $(ZOO)/.installed  ## measure what is generated of which network, by which mapping, and at which cost
+	$(ZOO)/bin/python -m benchmarks.run compatibility
 
 docs-tables: venv  ## generate the tables and figures in docs/ from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.tables

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils import parametrizations
 
 import hypertune_mip as ht
+from tests.networks import attention, images, layers, routing, structures
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
 
@@ -40,115 +43,43 @@ HEADS: dict[str, ht.Head] = {
 }
 
 
-class Tied(nn.Module):
-    """An embedding whose weight is the output layer's as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.out = nn.Linear(4, 7)
-        self.out.weight = self.embed.weight
-
-    def forward(self, index: Tensor) -> Tensor:
-        return self.out(self.embed(index))
-
-
-class RootParameter(nn.Module):
-    """A parameter of its own beside a layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
-        self.inner = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x * self.scale)
-
-
-class Position(nn.Module):
-    """A positional parameter of shape (1, T, E) in front of attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.position = nn.Parameter(torch.randn(1, 5, 8))
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.position
-        return self.attention(x, x, x, need_weights=False)[0]
-
-
-def _parametrized() -> nn.Module:
-    return nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
-
-
-class Padded(nn.Module):
-    """An embedding whose padding row is not zero."""
-
-    def __init__(self, layer: nn.Embedding | nn.EmbeddingBag) -> None:
-        super().__init__()
-        self.embed = layer
-        with torch.no_grad():
-            layer.weight[layer.padding_idx] = torch.linspace(0.5, 1.0, layer.embedding_dim)
-
-    def forward(self, index: Tensor) -> Tensor:
-        return self.embed(index)
-
-
-class PaddedAndTied(Padded):
-    """Such an embedding whose weight is the output layer's as well, which does send gradients to the padding row."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Embedding(7, 4, padding_idx=2))
-        self.out = nn.Linear(4, 7)
-        self.out.weight = self.embed.weight
-
-    def forward(self, index: Tensor) -> Tensor:
-        return self.out(self.embed(index))
-
-
-class Experts(nn.Module):
-    """A stack of matrices, each with its own rows and columns, and a scale of shape (E, 1, 1) beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(2, 48, 48) / 7)
-        self.scale = nn.Parameter(torch.ones(2, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("nd,edh->enh", x, self.weight) * self.scale
-
-
-class BareConvolution(nn.Module):
-    """A kernel that is no convolution layer's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernel = nn.Parameter(torch.randn(6, 2, 3, 3) / 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv2d(x, self.kernel, padding=1)
-
-
 @dataclass(frozen=True)
 class Network:
-    """A primary network and an input for it."""
+    """A primary network and an input for it.
+
+    Args:
+        make: The network.
+        shape: Of the input.
+        index: Whether the input is of class indices below 7.
+        edges: How many edges between the rows of the input come with it, in a pair.
+        dtype: Of parameters and inputs.
+        vmap: Whether vmap serves its training; settings run one after another where it does not.
+        noisy: Whether it draws random numbers in training.
+        pickled: Whether torch lets it be pickled.
+    """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    index: bool = False  # whether the input is of class indices below 7
+    index: bool = False
+    edges: int = 0
     dtype: torch.dtype = torch.float32
+    vmap: bool = True
+    noisy: bool = False
+    pickled: bool = True
 
     def network(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return self.make().to(self.dtype)
 
-    def input(self, *lead: int) -> Tensor:
+    def input(self, *lead: int) -> Any:
         generator = torch.Generator().manual_seed(1)
         if self.index:
             return torch.randint(7, (*lead, *self.shape), generator=generator)
-        return torch.randn(*lead, *self.shape, generator=generator, dtype=self.dtype)
+        x = torch.randn(*lead, *self.shape, generator=generator, dtype=self.dtype)
+        if self.edges:
+            return x, torch.randint(self.shape[0], (*lead, 2, self.edges), generator=generator)
+        return x
 
 
 NETWORKS: dict[str, Network] = {
@@ -165,34 +96,42 @@ NETWORKS: dict[str, Network] = {
     "conv transpose": Network(lambda: nn.ConvTranspose2d(4, 2, 3, stride=2, groups=2), (2, 4, 4, 4)),
     "conv transpose 1d": Network(lambda: nn.ConvTranspose1d(3, 4, 3, padding=1, dilation=2), (2, 3, 6)),
     "conv transpose 3d": Network(lambda: nn.ConvTranspose3d(2, 3, 2, stride=2, output_padding=1), (2, 2, 3, 3, 3)),
-    "bare convolution": Network(BareConvolution, (3, 2, 5, 5)),
-    "experts": Network(Experts, (3, 48)),
+    "bare convolution": Network(layers.BareConvolution, (3, 2, 5, 5)),
+    "experts": Network(layers.Experts, (3, 48)),
     "embedding": Network(lambda: nn.Embedding(7, 4, padding_idx=0), (3, 5), index=True),
-    "padding": Network(lambda: Padded(nn.Embedding(7, 4, padding_idx=2)), (3, 5), index=True),
-    "padding in a bag": Network(lambda: Padded(nn.EmbeddingBag(7, 4, padding_idx=2)), (3, 5), index=True),
-    "tied weights": Network(Tied, (3, 5), index=True),
-    "tied weights, padding": Network(PaddedAndTied, (3, 5), index=True),
+    "padding": Network(lambda: layers.Padded(nn.Embedding(7, 4, padding_idx=2)), (3, 5), index=True),
+    "padding in a bag": Network(lambda: layers.Padded(nn.EmbeddingBag(7, 4, padding_idx=2)), (3, 5), index=True),
+    "tied weights": Network(layers.Tied, (3, 5), index=True),
+    "tied weights, padding": Network(layers.PaddedAndTied, (3, 5), index=True),
     "layer norm": Network(lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6)), (4, 3)),
     "group norm": Network(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4)), (3, 2, 5, 5)),
     "batch norm": Network(lambda: nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6)), (5, 3)),
-    "attention": Network(Position, (2, 5, 8)),
+    "attention": Network(layers.Position, (2, 5, 8)),
     "transformer": Network(lambda: nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True), (2, 5, 8)),
-    "bilinear": Network(lambda: Both(3), (4, 3)),
-    "bilinear, large": Network(lambda: Both(48), (2, 48)),
-    "parameter at the root": Network(RootParameter, (4, 3)),
-    "weight norm": Network(_parametrized, (4, 3)),
+    "bilinear": Network(lambda: layers.Both(3), (4, 3)),
+    "bilinear, large": Network(lambda: layers.Both(48), (2, 48)),
+    "parameter at the root": Network(layers.RootParameter, (4, 3)),
+    "weight norm": Network(lambda: parametrizations.weight_norm(nn.Linear(3, 4)), (4, 3), pickled=False),
+    "orthogonal": Network(partial(structures.Parametrized, parametrizations.orthogonal), (4, 3), pickled=False),
+    "spectral norm": Network(
+        partial(structures.Parametrized, parametrizations.spectral_norm), (4, 3), vmap=False, pickled=False
+    ),
+    "vision transformer": Network(attention.VisionTransformer, (3, 2, 4, 4)),
+    "text encoder": Network(attention.TextEncoder, (3, 5), index=True),
+    "language model": Network(attention.LanguageModel, (3, 5), index=True),
+    "rotary model": Network(attention.RotaryModel, (3, 5), index=True),
+    "mixed experts": Network(routing.MixedExperts, (5, 6)),
+    "routed experts": Network(routing.RoutedExperts, (5, 6), vmap=False),
+    "scaled convolutions": Network(images.ScaledConvolutions, (3, 2, 6, 6), noisy=True),
+    "down and up": Network(images.DownAndUp, (2, 2, 4, 4)),
+    "recurrent": Network(structures.Recurrent, (4, 5, 3), vmap=False),
+    "adapted": Network(structures.Adapted, (4, 6)),
+    "sampling": Network(structures.Sampling, (4, 3), vmap=False, noisy=True),
+    "graph": Network(structures.Graph, (5, 3), edges=8),
 }
 
-
-class Both(nn.Module):
-    """A layer with a weight of three dimensions."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.both = nn.Bilinear(size, size, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.both(x, x)
+WAITING: dict[str, Network] = {"quantized": Network(structures.Quantized, (4, 3))}
+"""Rows for `NETWORKS` of which no hypernetwork can be built yet: a parameter of integers comes first in them."""
 
 
 def space(name: str = "mixture") -> ht.SearchSpace:

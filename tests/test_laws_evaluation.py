@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Position, hypernet, space
+from cases import hypernet, space
 from optuna.distributions import FloatDistribution
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from hypertune_mip.evaluation.memory import PeakBytes
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
 from hypertune_mip.surrogate.search import diverse_best
 from hypertune_mip.verification.calibration import Calibration
+from tests.networks import layers
 
 SPACE = ht.SearchSpace({"decay": FloatDistribution(1e-4, 1e-1, log=True)})
 BUDGET = 2**20
@@ -69,7 +70,7 @@ def test_peak_bytes_counts_new_storages_while_they_live() -> None:
 def _networks() -> dict[str, tuple[nn.Module, Tensor]]:
     return {
         "functions instead of layers": (Functional(), torch.randn(16, 3, 12, 12)),
-        "attention": (Position(), torch.randn(32, 5, 8)),
+        "attention": (layers.Position(), torch.randn(32, 5, 8)),
         "layers": (nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 2)), torch.randn(100, 16)),
     }
 

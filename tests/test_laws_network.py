@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import HEADS, NETWORKS, TOLERANCE, hypernet, output, space
+from cases import HEADS, NETWORKS, TOLERANCE, WAITING, hypernet, output, space
 from optuna.distributions import FloatDistribution
 from torch import nn
 from torch.func import functional_call
@@ -49,6 +49,17 @@ def test_mapped_is_the_explicit_loop(network: str, head: str) -> None:
 
 
 @every_network
+def test_the_map_serves_what_it_is_said_to_serve(network: str) -> None:
+    this = hypernet(network, "rank one", mapping="vmap").train()
+    units, data = space().sample(2), NETWORKS[network].input()
+    if NETWORKS[network].vmap:
+        this(output, units, data, split=False)
+    else:
+        with pytest.raises(ht.NetworkError, match="loop"):
+            this(output, units, data, split=False)
+
+
+@every_network
 @every_head
 def test_factored_is_weight_space(network: str, head: str) -> None:
     """A network that never forms its weights gives what the formed weights give."""
@@ -75,10 +86,12 @@ def test_materialized_is_functional(network: str, head: str) -> None:
 @every_network
 @every_head
 def test_settings_differ(network: str, head: str) -> None:
-    """Nothing is ignored without a word: every generated tensor changes, and so does the output."""
+    """Nothing is ignored without a word: whatever is trainable is generated and changes, and so does the output."""
     this, units = hypernet(network, head), space().sample(2)
-    for name, tensor in this.effective(units).items():
-        assert not torch.equal(tensor[0], tensor[1]), name
+    assert this.generated == tuple(n for n, p in this.given.named_parameters() if p.requires_grad)
+    formed = this.effective(units)
+    for name in this.generated:
+        assert not torch.equal(formed[name][0], formed[name][1]), name
     left, right = this(output, units, NETWORKS[network].input(), split=False)
     assert not torch.allclose(left, right)
 
@@ -126,13 +139,39 @@ def test_pickled_and_copied_it_is_the_same(network: str, head: str) -> None:
     this, units, data = hypernet(network, head), space().sample(2), NETWORKS[network].input()
     expected = this(output, units, data, split=False)
     copies = [copy.deepcopy(this)]
-    if network != "weight norm":  # torch's parametrised modules refuse to be pickled
+    if NETWORKS[network].pickled:
         copies.append(pickle.loads(pickle.dumps(this)))
     with torch.no_grad():
         for parameter in this.parameters():
             parameter.zero_()
     for other in copies:
         assert torch.equal(other(output, units, data, split=False), expected)
+
+
+@pytest.mark.parametrize("network", [name for name, row in NETWORKS.items() if row.noisy])
+@every_head
+def test_noise_in_training_is_drawn_for_each_setting_and_alike_by_both_mappings(network: str, head: str) -> None:
+    """From one state of the generator, one setting gets the same numbers either way, and so the same gradients."""
+    units, data = space().sample(1), NETWORKS[network].input()
+    results, gradients = [], []
+    for mapping in ("auto", "loop"):  # vmap does not serve torch's distributions
+        this = hypernet(network, head, mapping=mapping).train()
+        first, second = this(output, units.expand(2, -1), data, split=False)
+        assert not torch.allclose(first, second)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            results.append(this(output, units, data, split=False))
+        results[-1].square().mean().backward()
+        gradients.append([p.grad for p in this.parameters()])
+    close(*results)
+    for left, right in zip(*gradients, strict=True):
+        close(left, right)
+
+
+@pytest.mark.xfail(raises=TypeError, reason="a hypernetwork takes its own type from the first parameter, of integers")
+@pytest.mark.parametrize("network", WAITING)
+def test_networks_that_wait_to_be_served(network: str) -> None:
+    ht.HyperNetwork(WAITING[network].network(), space())
 
 
 @every_head

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 import hypertune_mip as ht
+from tests.networks import layers
 
 
 @pytest.fixture
