@@ -96,6 +96,9 @@ class GaussianNoise(ConfigModule):
             )
 
 
+_NAMES_OF_RATES = ("p", "rate", "prob", "drop_prob", "drop_rate")
+
+
 def bind(network: nn.Module, rates: Mapping[str, str]) -> nn.Module:
     """A copy of `network` whose dropout has rates that are hyperparameters.
 
@@ -131,7 +134,8 @@ def bind(network: nn.Module, rates: Mapping[str, str]) -> nn.Module:
     for number in numbers:
         hyperparameter = next((name for pattern, name in rates.items() if number.matches(pattern)), None)
         if hyperparameter is None:
-            if number.suspicious and any(fnmatch.fnmatchcase(number.path, pattern) for pattern in rates):
+            covered = any(fnmatch.fnmatchcase(number.path, pattern) for pattern in rates)
+            if covered and number.drops and vars(number.module)[number.attribute] > 0:
                 left.append(f"{number.name} = {vars(number.module)[number.attribute]:g}")
         elif type(number.module) is nn.Dropout:
             layers.setdefault(id(number.module), hyperparameter)
@@ -171,19 +175,17 @@ class _Number(NamedTuple):
         return is_rate(self.module, self.attribute)
 
     @property
-    def suspicious(self) -> bool:
-        """Whether something may be dropped with this probability."""
-        names = (type(self.module).__name__ + self.attribute).lower()
-        return "drop" in names or ("stochasticdepth" in names and self.attribute == "p")
+    def drops(self) -> bool:
+        """Whether something may be dropped with this probability, by names that need not say dropout."""
+        kind, attribute = type(self.module).__name__.lower(), self.attribute.lower()
+        of_kind = ("drop" in kind or "stochastic" in kind) and attribute in _NAMES_OF_RATES
+        return of_kind or "drop" in attribute
 
     def matches(self, pattern: str) -> bool:
         if self.dropout and fnmatch.fnmatchcase(self.path, pattern):
             return True
         whole = f"{self.path}.{self.attribute}".lstrip(".")
         return pattern.rpartition(".")[2] == self.attribute and fnmatch.fnmatchcase(whole, pattern)
-
-
-_NAMES_OF_RATES = ("p", "rate", "prob", "drop_prob", "drop_rate")
 
 
 def is_rate(module: nn.Module, attribute: str) -> bool:

@@ -1,4 +1,4 @@
-"""Networks as users bring them: frozen parts, parts in evaluation mode, several number types, first weights of their own."""
+"""Networks as users bring them: frozen parts, parts in evaluation mode, several number types, weights of their own."""
 
 from __future__ import annotations
 
@@ -310,6 +310,7 @@ OWN: dict[str, Callable[[], nn.Module]] = {
     "trained a little": lambda: trained(wide(), 3),
     "trained": lambda: trained(wide(), 100),
     "orthogonal": lambda: orthogonal(),
+    "by hand": lambda: nn.ParameterList([nn.Parameter(torch.randn(4, 4))]),
 }
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 import hypertune_mip as ht
-from tests.networks import layers
 
 
 @pytest.fixture

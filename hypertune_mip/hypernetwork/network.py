@@ -95,7 +95,7 @@ class HyperNetwork(nn.Module):
         self.freeze_theta_0 = freeze_theta_0
         self._given = (copy.deepcopy(network),)  # in a tuple: it is no part of what is trained, moved or saved
         self.network = copy.deepcopy(network)
-        self._staying = always_evaluating(network)
+        self._staying = always_evaluating(self.network)
         self.batch_norms = use_batch_statistics(self.network, self._staying, refuse=batch_norm == "refuse")
         check_bindings(self.network, space)
         owners = generated_parameters(self.network, generate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 from collections.abc import Sequence, Set
 from typing import Any
@@ -25,12 +24,15 @@ def always_evaluating(network: nn.Module) -> frozenset[str]:
     """Names of the modules that stay in evaluation mode while a network is trained, as a frozen body does.
 
     They are those that the network's own `train()` leaves in evaluation mode, and those that were put there by hand in
-    a network that is in training mode itself.
+    a network that is in training mode itself. All modes are afterwards as they were.
     """
-    modes = {name: module.training for name, module in network.named_modules()}
-    by_hand = {name for name, training in modes.items() if network.training and not training}
-    probe = copy.deepcopy(network).train()
-    return frozenset(by_hand | {name for name, module in probe.named_modules() if not module.training})
+    modes = [(name, module, module.training) for name, module in network.named_modules()]
+    by_hand = {name for name, _, training in modes if network.training and not training}
+    network.train()
+    left = {name for name, module, _ in modes if not module.training}
+    for _, module, training in modes:
+        module.training = training
+    return frozenset(by_hand | left)
 
 
 def set_training(network: nn.Module, mode: bool, staying: Set[str]) -> None:

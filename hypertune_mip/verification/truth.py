@@ -177,7 +177,7 @@ class Truth:
         self._network = copy.deepcopy(network)
         self._validation = ValidationData(val_loader, self.device)
         self._steps = total_steps(train_loader, epochs, schedule)
-        self._stacked = parallel > 1 and mapping != "loop" and can_be_stacked(network, optimizer)
+        self._stacked = parallel > 1 and mapping != "loop" and can_be_stacked(self._network, optimizer)
         self._strangers: list[str] | None = None
         self._runs: dict[str, dict[str, float]] = {}
         if folder is not None and (Path(folder) / f"{_NAME}.json").exists():
