@@ -128,10 +128,8 @@ NETWORKS: dict[str, Network] = {
     "adapted": Network(structures.Adapted, (4, 6)),
     "sampling": Network(structures.Sampling, (4, 3), vmap=False, noisy=True),
     "graph": Network(structures.Graph, (5, 3), edges=8),
+    "quantized": Network(structures.Quantized, (4, 3)),
 }
-
-WAITING: dict[str, Network] = {"quantized": Network(structures.Quantized, (4, 3))}
-"""Rows for `NETWORKS` of which no hypernetwork can be built yet: a parameter of integers comes first in them."""
 
 
 def space(name: str = "mixture") -> ht.SearchSpace:

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import fitting, kernel, plans, ray, sklearn, trust
+from benchmarks.tables import compatibility, fitting, kernel, plans, ray, sklearn, trust
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "cluster.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "cluster", "compatibility")))
 _ALL = (fitting.summary, fitting.right, fitting.cheap, fitting.steady, fitting.defaults, fitting.instant)
 _ALL += (fitting.optuna_rate, trust.exact, trust.rates, trust.cost, trust.trust, trust.trust_summary)
 _ALL += (
@@ -34,6 +34,9 @@ _ALL += (
     kernel.gpu,
     kernel.gpu_right,
     plans.plans,
+    compatibility.compatibility_own,
+    compatibility.compatibility_zoo,
+    compatibility.compatibility_why,
 )
 TABLES: dict[str, Callable[[], str]] = {function.__name__: function for function in _ALL}
 

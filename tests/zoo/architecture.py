@@ -29,7 +29,7 @@ class Architecture:
         output: Of (network, batch): what is compared.
         loss: Of (network, batch), 0-d.
         vmap: Whether vmap serves its training; settings run one after another where it does not.
-        dropout: Whether it has layers that `ht.nn.bind` binds.
+        rates: Patterns by which `ht.nn.bind` finds its rates; none where there are none.
     """
 
     package: str
@@ -38,7 +38,7 @@ class Architecture:
     output: Function
     loss: Function
     vmap: bool = True
-    dropout: bool = True
+    rates: tuple[str, ...] = ("*",)
 
     def network(self) -> nn.Module:
         """With the same weights each time."""

@@ -96,7 +96,6 @@ def vit(m: ModuleType) -> nn.Module:
 
 def t5(m: ModuleType) -> nn.Module:
     sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
-    sizes["dropout_rate"] = 0.0  # the rate of attention is a number, not a layer
     return m.T5ForConditionalGeneration(m.T5Config(**sizes, decoder_start_token_id=0))
 
 
@@ -110,7 +109,7 @@ def whisper(m: ModuleType) -> nn.Module:
 def wav2vec2(m: ModuleType) -> nn.Module:
     convolutions = {"num_feat_extract_layers": 2, "conv_dim": (8, 8), "conv_stride": (4, 2), "conv_kernel": (8, 3)}
     positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
-    noise = {"apply_spec_augment": False, "layerdrop": 0.0, "attention_dropout": 0.0}
+    noise = {"apply_spec_augment": False, "layerdrop": 0.0}
     others = {**convolutions, **positions, **noise, "classifier_proj_size": 8, "num_labels": 3}
     return m.Wav2Vec2ForSequenceClassification(m.Wav2Vec2Config(**BODY, **others))
 
@@ -119,11 +118,11 @@ ROWS = {
     "BERT": Transformer(bert, classified),
     "DistilBERT": Transformer(distilbert, classified),
     "GPT-2": Transformer(gpt2, continued),
-    "Llama": Transformer(llama, continued, dropout=False),
-    "Mixtral": Transformer(mixtral, continued, dropout=False),
-    "Qwen3, experts": Transformer(qwen, continued, dropout=False),
+    "Llama": Transformer(llama, continued),
+    "Mixtral": Transformer(mixtral, continued),
+    "Qwen3, experts": Transformer(qwen, continued),
     "T5": Transformer(t5, translated),
     "ViT": Transformer(vit, pictures),
-    "Whisper": Transformer(whisper, transcribed, dropout=False),
+    "Whisper": Transformer(whisper, transcribed),
     "Wav2Vec2": Transformer(wav2vec2, spoken),
 }

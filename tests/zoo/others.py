@@ -27,11 +27,8 @@ class Pooled(nn.Module):
 
 
 def graph_network(m: ModuleType, *, kind: str, **options: Any) -> nn.Module:
-    """Two layers with dropout between them; those inside of layers have a number for a rate."""
-    inner = getattr(m.nn.models, kind)(4, 8, 2, dropout=0.1, **options)
-    for layer in inner.convs:
-        layer.dropout = 0.0
-    return Pooled(inner, m.nn.global_add_pool)
+    """Two layers with dropout between them, and inside where they have attention."""
+    return Pooled(getattr(m.nn.models, kind)(4, 8, 2, dropout=0.1, **options), m.nn.global_add_pool)
 
 
 def graphs(m: ModuleType, generator: torch.Generator) -> Any:

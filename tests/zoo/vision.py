@@ -22,7 +22,7 @@ def resnet(m: ModuleType) -> nn.Module:
 
 
 def convnext(m: ModuleType) -> nn.Module:
-    return m.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8), patch_size=2, num_classes=3)
+    return m.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8), patch_size=2, drop_path_rate=0.1, num_classes=3)
 
 
 def vision_transformer(m: ModuleType) -> nn.Module:
@@ -83,14 +83,14 @@ def predicted_noise(model: nn.Module, batch: Any) -> Tensor:
 
 
 ROWS = {
-    "ResNet": Timm(resnet, images(16), dropout=False),
-    "ConvNeXt": Timm(convnext, images(32)),
+    "ResNet": Timm(resnet, images(16), rates=("*.drop_prob",)),
+    "ConvNeXt": Timm(convnext, images(32), rates=("*", "*.drop_prob")),
     "vision transformer": Timm(vision_transformer, images(8)),
     "Swin": Timm(swin, images(8)),
     "MLP-Mixer": Timm(mixer, images(8)),
-    "EfficientNet": Timm(efficientnet, images(16), dropout=False),
+    "EfficientNet": Timm(efficientnet, images(16), rates=()),
     "U-Net of a ResNet": Architecture(
-        "segmentation_models_pytorch", segmentation, regions, classes, cross_entropy, dropout=False
+        "segmentation_models_pytorch", segmentation, regions, classes, cross_entropy, rates=()
     ),
     "U-Net of MONAI": Architecture(
         "monai.networks.nets",
