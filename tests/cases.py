@@ -126,7 +126,7 @@ NETWORKS: dict[str, Network] = {
     "down and up": Network(images.DownAndUp, (2, 2, 4, 4)),
     "recurrent": Network(structures.Recurrent, (4, 5, 3), vmap=False),
     "adapted": Network(structures.Adapted, (4, 6)),
-    "sampling": Network(structures.Sampling, (4, 3), vmap=False, noisy=True),
+    "sampling": Network(structures.Sampling, (4, 3), noisy=True),
     "graph": Network(structures.Graph, (5, 3), edges=8),
     "quantized": Network(structures.Quantized, (4, 3)),
 }

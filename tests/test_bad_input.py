@@ -460,6 +460,19 @@ def test_a_lazy_layer_is_refused_by_name() -> None:
         ht.HyperNetwork(nn.Sequential(nn.LazyLinear(2)), ONLY_DECAY)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch, about what it will drop
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 2))), r"Module '0' is TorchScript.*before torch\.jit"),
+        (lambda: nn.utils.weight_norm(nn.Linear(3, 2)), r"cannot be copied.*parametrizations\.weight_norm"),
+    ],
+)
+def test_a_network_that_cannot_be_served_at_all(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ht.NetworkError, match=message):
+        ht.HyperNetwork(make(), SPACE)
+
+
 @pytest.mark.parametrize(
     ("pattern", "shown"), [("encoder.*", r"'encoder\.\*'"), (nn.Conv2d, r"<class '.*Conv2d'>")], ids=["name", "type"]
 )

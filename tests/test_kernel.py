@@ -390,7 +390,7 @@ def test_a_fallback_has_the_random_numbers_of_the_loop() -> None:
             self.inner = nn.Linear(3, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x + torch.rand_like(x)) * torch.empty(len(x), 1).bernoulli_(0.5)
+            return self.inner(x + torch.rand_like(x)) * torch.zeros(len(x), 1).bernoulli_(0.5)
 
     units, x, results = SPACE.sample(3), torch.randn(4, 3), []
     for mapping in ("loop", "auto", "auto"):
@@ -401,6 +401,41 @@ def test_a_fallback_has_the_random_numbers_of_the_loop() -> None:
     for result, mapping in zip(results, ("loop", "auto", "auto"), strict=True):
         assert result.shape == (3, 4, 3), (mapping, network_of_all.keys())
     torch.testing.assert_close(results[1] == 0, results[0] == 0)
+
+
+NOISES: dict[str, Any] = {
+    "of a distribution": lambda x: torch.distributions.Normal(x, torch.ones_like(x)).rsample() - x,
+    "of no setting": lambda x: torch.empty(len(x), 1).normal_(),
+    "of the data's type": lambda x: x.new_empty((len(x), 1)).bernoulli_(0.5),
+    "like the data": lambda x: torch.empty_like(x).uniform_(),
+}
+
+
+@pytest.mark.parametrize("mapping", ["vmap", "loop"])
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_that_is_written_into_a_new_tensor_is_each_settings_own(name: str, mapping: Any) -> None:
+    units, x = SPACE.sample(1).expand(40, -1), torch.randn(100, 3)
+    this = hypernet(nn.Linear(3, 3), mapping=mapping)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        noise = this(lambda m, b, c: NOISES[name](b) + 0 * m(b), units, x, split=False)
+    assert not torch.allclose(noise[0], noise[1])
+    mean = {"of a distribution": 0.0, "of no setting": 0.0}.get(name, 0.5)
+    assert float(noise.detach().mean()) == pytest.approx(mean, abs=0.03)
+
+
+def test_a_group_norm_of_what_is_not_contiguous_is_mapped() -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm = nn.Linear(4, 4), nn.GroupNorm(2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.inner(x).transpose(1, 2).unflatten(2, (2, 2)))
+
+    units, x, network = SPACE.sample(3), torch.randn(2, 4, 4), Transposed()
+    mapped, looped = (hypernet(network, mapping=m)(output, units, x, split=False) for m in ("vmap", "loop"))
+    torch.testing.assert_close(mapped, looped)
 
 
 def test_gradients_of_data_are_refused_in_the_loop_instead_of_lost() -> None:

@@ -52,7 +52,7 @@ def test_signature_and_help_show_every_option(function: Callable[[], Callable[..
         assert parameter.annotation == get_type_hints(Options)[name]
         assert f" {name}: {field.metadata['description']}" in text
     assert "options" not in signature.parameters and "**options" not in text
-    assert list(signature.parameters)[:3] == ["hypernet", "loss", "train_loader"]
+    assert list(signature.parameters)[:3] == ["network", "loss", "train_loader"]
 
 
 def test_each_option_is_described_in_a_sentence() -> None:
@@ -65,7 +65,7 @@ def test_each_option_is_described_in_a_sentence() -> None:
     [
         ("epoch", r"`fit` has no option `epoch`\. Did you mean `epochs`\?"),
         ("metrics", r"Did you mean `metric`\?"),
-        ("learning_rate", r"`fit` has no option `learning_rate`\. It takes `hypernet`, .*`optimizer`, .*`resume`\."),
+        ("learning_rate", r"`fit` has no option `learning_rate`\. It takes `network`, .*`optimizer`, .*`resume`\."),
     ],
 )
 def test_an_unknown_option_is_refused_with_the_closest_name(name: str, message: str) -> None:

@@ -20,10 +20,12 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from hypertune_mip.errors import NetworkError
 from hypertune_mip.functional import StructuredWeight, dropout
 
+_UNINITIALISED = frozenset({torch.empty, torch.empty_like, Tensor.new_empty})  # that noise is then written into
 _ATTENTION = F.scaled_dot_product_attention
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
@@ -71,7 +73,7 @@ def run(function: Callable[..., Any], own: Any, data: Any, *, split: bool) -> An
     """
 
     def one(own: Any, data: Any) -> Any:
-        with _Mapped():
+        with _Mapped(tree_leaves(own)[0]):
             return function(own, data)
 
     return vmap(one, in_dims=(0, 0 if split else None), randomness="different")(own, data)
@@ -82,7 +84,21 @@ class RecomputesError(NetworkError):
 
 
 class _Mapped(TorchFunctionMode):
-    """Sends functions to versions that map well; the rest runs as it is."""
+    """Sends functions to versions that map well; the rest runs as it is.
+
+    Args:
+        own: Any tensor that each setting has of its own.
+    """
+
+    def __init__(self, own: Tensor) -> None:
+        super().__init__()
+        self._own = own
+
+    def _of_each_setting(self, tensor: Tensor) -> Tensor:
+        """An uninitialised tensor that may be filled with other random numbers at each setting."""
+        if not tensor.is_floating_point() or is_batchedtensor(tensor):
+            return tensor
+        return torch.zeros_like(tensor) + (self._own.detach().flatten()[:1].sum() * 0).to(tensor.dtype)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -97,6 +113,12 @@ class _Mapped(TorchFunctionMode):
             return _attention(*args, **options)
         if func is F.linear:
             return _linear(*args, **options)
+        if func is F.group_norm:
+            return func(args[0].contiguous(), *args[1:], **options)
+        if func in _UNINITIALISED and "out" not in options:
+            return self._of_each_setting(func(*args, **options))
+        if func is Tensor.bernoulli_:
+            return _bernoulli(*args, **options)
         if func in _OF_RATES and (result := _with_rate(func, *args, **options)) is not None:
             return result
         if func == _REQUIRES_GRAD:
@@ -127,6 +149,13 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return F.linear(input, weight, bias)
     result: Tensor = F.linear(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
     return result
+
+
+def _bernoulli(tensor: Tensor, p: Tensor | float = 0.5, *, generator: Any = None) -> Tensor:
+    """`Tensor.bernoulli_`, of which vmap has no version for a probability of each setting."""
+    if generator is not None or not is_batchedtensor(tensor):
+        return Tensor.bernoulli_(tensor, p, generator=generator)
+    return tensor.copy_(torch.rand_like(tensor) < p)
 
 
 def _with_rate(

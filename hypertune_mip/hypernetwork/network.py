@@ -93,8 +93,8 @@ class HyperNetwork(nn.Module):
         self.encoding = encoding
         self.residual = residual
         self.freeze_theta_0 = freeze_theta_0
-        self._given = (copy.deepcopy(network),)  # in a tuple: it is no part of what is trained, moved or saved
-        self.network = copy.deepcopy(network)
+        self._given = (_copied(network),)  # in a tuple: it is no part of what is trained, moved or saved
+        self.network = _copied(network)
         self._staying = always_evaluating(self.network)
         self.batch_norms = use_batch_statistics(self.network, self._staying, refuse=batch_norm == "refuse")
         check_bindings(self.network, space)
@@ -289,11 +289,27 @@ def _with_residual(head: Head, residual: bool) -> Head:
     return dataclasses.replace(head, residual=False)
 
 
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError) as error:
+        raise NetworkError(
+            f"The network cannot be copied: {error} Keep no results of computations, locks or files in its modules;"
+            " take torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm."
+        ) from error
+
+
 def _check_kinds(network: Any, space: Any) -> None:
     if isinstance(network, HyperNetwork):
         raise NetworkError("`network` must be the primary network, an nn.Module, but got a HyperNetwork already.")
     if not isinstance(network, nn.Module):
         raise NetworkError(f"`network` must be the primary network, an nn.Module, but got a {type(network).__name__}.")
+    for path, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NetworkError(
+                f"Module '{path}' is TorchScript, in which no weights can be put in place. Pass the network as it was"
+                " before torch.jit.script or torch.jit.trace."
+            )
     if not isinstance(space, SearchSpace):
         raise SpaceError(
             f"`space` must be a SearchSpace, but got a {type(space).__name__}. Pass for example"

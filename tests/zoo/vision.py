@@ -105,6 +105,5 @@ ROWS = {
         noised,
         predicted_noise,
         lambda model, batch: F.mse_loss(predicted_noise(model, batch), batch["noise"]),
-        vmap=False,  # a group norm of what attention returns, which is not contiguous
     ),
 }
