@@ -215,8 +215,10 @@ def resolve(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
         config: Native values by name; names that nothing is bound to are ignored.
 
     Raises:
-        SpaceError: If a hyperparameter that something is bound to is missing from `config`.
+        SpaceError: If a hyperparameter that something is bound to is missing from `config`, or it is no single config.
     """
+    if not isinstance(config, Mapping):
+        raise SpaceError(f"One config is asked for here, a dict of hyperparameter values, but got {config!r}.")
 
     def value(where: str, name: str) -> float:
         if name not in config:

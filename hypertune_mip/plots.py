@@ -5,7 +5,7 @@ Each figure has a function `*_data` that computes it and needs no matplotlib.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hypertune_mip.arguments import whole_number
 from hypertune_mip.errors import MissingExtraError, SpaceError
 from hypertune_mip.space import Config, SearchSpace, Value
 from hypertune_mip.surrogate import Surrogate
@@ -263,6 +264,7 @@ def response_surface(
         MissingExtraError: If matplotlib is not installed.
     """
     data = response_surface_data(surrogate, metric, x, y, config=config, resolution=resolution)
+    points = [points] if isinstance(points, Mapping) else list(points)
     surrogate.space.to_unit(points)  # checks them
     ax = _new_axes() if ax is None else ax
     if min(data.values.shape) > 1 and "categorical" not in (data.x.scale, data.y.scale):
@@ -281,8 +283,7 @@ def response_surface(
 def _axis(space: SearchSpace, name: str, resolution: int) -> Axis:
     if name not in space:
         raise SpaceError(f"The hyperparameter {name!r} is unknown; the space holds {list(space.names)}.")
-    if resolution < 2:
-        raise SpaceError(f"`resolution` must be at least 2, but got {resolution!r}.")
+    resolution = whole_number("resolution", resolution, low=2, error=SpaceError)
     distribution = space[name]
     if isinstance(distribution, CategoricalDistribution):
         return Axis(name, tuple(distribution.choices), "categorical")
@@ -305,7 +306,7 @@ def _measure(surrogate: Surrogate, metric: str, axes: Sequence[Axis], config: Co
         for column, axis in zip(columns, axes, strict=True)
     ]
     grid = torch.stack(torch.meshgrid(*ticks, indexing="ij"), dim=-1)
-    units = space.to_unit(config).repeat(grid[..., 0].numel(), 1)
+    units = space.unit_of(config).repeat(grid[..., 0].numel(), 1)
     units[:, columns] = grid.flatten(0, -2)
     values = surrogate.evaluate_units(units)
     if metric not in values:

@@ -1,7 +1,12 @@
 """Trees of tensors and plain values in a folder: safetensors for the tensors, JSON for the rest, no pickle.
 
-The JSON file names the tensor file and its SHA-256 and is replaced last, in one step, so a folder holds either the old
-state or the new one whatever happens in between (a crash, a full disk). It holds the SHA-256 of its own content, too.
+The JSON file, the index, names the tensor file and its SHA-256 and is replaced last, in one step, so a folder holds
+either the old state or the new one whatever happens in between (a crash, a full disk). It holds the SHA-256 of its own
+content, too. A tensor file's name is that of the tree and the beginning of its SHA-256.
+
+Several processes and threads may save to one folder: one of the states stays there, whole. Others may read meanwhile.
+Of the files there only those are deleted that an index of ours has named, or that a writer of ours has left (see
+`folders`): a user's own may lie beside them, whatever their names.
 """
 
 from __future__ import annotations
@@ -9,16 +14,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hypertune_mip.arguments import plain
 from hypertune_mip.errors import StorageError
+from hypertune_mip.folders import Turn, delete, flush, flush_names, turn
 
 SCHEMA_VERSION = 1
 _TENSOR = "__tensor__"
@@ -31,44 +39,95 @@ def save_tree(folder: str | Path, name: str, tree: Mapping[str, Any], *, kind: s
     Args:
         folder: Made where it does not exist.
         name: Stem of the JSON file; a former state of that name is replaced, and kept whole if writing fails.
-        tree: Dicts, lists, tuples (read back as lists), tensors, numbers, strings, booleans and None.
+        tree: Dicts, lists, tuples (read back as lists), tensors, numbers, strings, booleans and None; numbers of NumPy
+            are read back as Python's.
         kind: What the tree is, checked on reading.
 
     Raises:
-        StorageError: If a value cannot be stored, or the file system refuses.
+        StorageError: If a value cannot be stored, the file system refuses, or `folder/name.json` is a file of somebody
+            else's.
     """
     tensors: dict[str, Tensor] = {}
     description = _describe(tree, tensors, name)
     folder = Path(folder)
-    temporary: list[Path] = []
+    with turn(folder) as own:
+        check_place(folder, name, kind=kind)
+        try:
+            _replace(own, name, kind, description, tensors)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"Could not save to '{folder}': {error}. What was saved there before is as it was."
+            ) from error
+
+
+def _replace(own: Turn, name: str, kind: str, description: Any, tensors: dict[str, Tensor]) -> None:
+    folder, path = own.folder, own.folder / f"{name}.json"
+    weights = own.temporary()
+    save_file(tensors, weights)
+    digest = _digest(weights)
+    target = folder / f"{name}-{digest[:16]}.safetensors"
+    document = _document(kind, description, tensors={"file": target.name, "sha256": digest})
+    index = own.temporary()
+    index.write_text(json.dumps(document, indent=1, allow_nan=True))
+    weights.chmod(index.stat().st_mode)  # safetensors leaves a file that nobody else may read
+    for each in (weights, index):
+        flush(each)
+    own.claim(target)
+    is_new = not target.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = _temporary(folder, temporary)
-        save_file(tensors, weights)
-        digest = _digest(weights)
-        target = folder / f"{name}-{digest[:16]}.safetensors"
-        document = _document(kind, description, tensors={"file": target.name, "sha256": digest})
-        index = _temporary(folder, temporary)
-        index.write_text(json.dumps(document, indent=1, allow_nan=True))
-        weights.chmod(index.stat().st_mode)  # safetensors leaves a file that nobody else may read
-        for path in (weights, index):
-            _flush(path)
-        if not target.exists():
-            temporary.append(target)  # until the index names it
         os.replace(weights, target)
-        os.replace(index, folder / f"{name}.json")
-        temporary.clear()
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
+        flush_names(folder)  # or the index might be there after a power failure, and the tensors not
+        before = _named_by(path)
+        os.replace(index, path)
+    except BaseException:
+        if is_new and target.name != _named_by(path):
+            delete([target])
+        raise
+    flush_names(folder)
+    delete(_unnamed(own, name, known={before, *own.made}))
+
+
+def _unnamed(own: Turn, name: str, *, known: set[str | None]) -> Iterator[Path]:
+    """Tensor files that the index does not name: those `known` to be ours, and what writers of ours have left."""
+    named = _named_by(own.folder / f"{name}.json")
+    for path in own.folder.iterdir():
+        start = _start_of_digest(path.name, name)
+        if start is None or path.name == named or own.needed_elsewhere(path):
+            continue
+        if path.name in known or (own.is_left_over(path) and _digest(path).startswith(start)):
+            yield path
+
+
+def _named_by(path: Path) -> str | None:
+    """The file that an index names, whoever made it; None where there is no such index."""
+    try:
+        file = json.loads(path.read_text())["tensors"]["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return file if isinstance(file, str) else None
+
+
+def _start_of_digest(file: str, name: str) -> str | None:
+    """Of a tensor file, by the name that `save_tree` gives it; None if it has another one."""
+    match = re.fullmatch(rf"{re.escape(name)}-([0-9a-f]{{16}})\.safetensors", file)
+    return None if match is None else match[1]
+
+
+def check_place(folder: str | Path, name: str, *, kind: str) -> None:
+    """Raise StorageError if `save_tree` would have to replace a file that is none of ours."""
+    path = Path(folder) / f"{name}.json"
+    if not os.path.lexists(path):
+        return
+    try:
+        document = json.loads(path.read_text())
+        found = document["kind"] if {"schema_version", "content", "content_sha256"} <= document.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = None
+    if found != kind:
+        held = "is damaged or none of ours" if found is None else f"holds a {found!r}"
         raise StorageError(
-            f"Could not save to '{folder}': {error}. What was saved there before is as it was."
-        ) from error
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
-    for old in folder.glob(f"{name}-*.safetensors"):
-        if old != target:
-            old.unlink(missing_ok=True)
+            f"Saving a {kind!r} would replace '{path}', which {held}. Move that file away, or take another folder."
+        )
 
 
 def check_storable(tree: Any, name: str) -> None:
@@ -88,20 +147,17 @@ def save_json(path: str | Path, content: Any, *, kind: str) -> None:
         StorageError: If the file system refuses.
     """
     path = Path(path)
-    temporary: list[Path] = []
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = _temporary(path.parent, temporary)
-        written.write_text(json.dumps(_document(kind, content), indent=1, allow_nan=True))
-        _flush(written)
-        os.replace(written, path)
-        temporary.clear()
-        _flush(path.parent)
-    except OSError as error:
-        raise StorageError(f"Could not save to '{path}': {error}. What was saved there before is as it was.") from error
-    finally:
-        for left in temporary:
-            left.unlink(missing_ok=True)
+    with turn(path.parent) as own:
+        try:
+            written = own.temporary()
+            written.write_text(json.dumps(_document(kind, content), indent=1, allow_nan=True))
+            flush(written)
+            os.replace(written, path)
+        except OSError as error:
+            raise StorageError(
+                f"Could not save to '{path}': {error}. What was saved there before is as it was."
+            ) from error
+        flush_names(path.parent)
 
 
 def load_json(path: str | Path, *, kind: str) -> Any:
@@ -120,7 +176,28 @@ def load_tree(folder: str | Path, name: str, *, kind: str, device: str = "cpu") 
         StorageError: If a file is missing, truncated or altered, or is of another kind or schema version.
     """
     path = Path(folder) / f"{name}.json"
-    document = _checked(path, kind)
+    while True:
+        version = _version(path)
+        document = _checked(path, kind)
+        try:
+            return _tree(path, document, device)
+        except StorageError:
+            if _version(path) == version:
+                raise
+            # another state was saved meanwhile: the one that was asked for is gone, as if it had been asked for later
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Another one whenever the file has been replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _tree(path: Path, document: dict[str, Any], device: str) -> dict[str, Any]:
+    """What an index and the tensor file that it names hold."""
     try:
         content, file, digest = document["content"], document["tensors"]["file"], document["tensors"]["sha256"]
     except (KeyError, TypeError) as error:
@@ -133,7 +210,7 @@ def load_tree(folder: str | Path, name: str, *, kind: str, device: str = "cpu") 
         tree: dict[str, Any] = _restore(content, tensors)
     except StorageError:
         raise
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:  # RuntimeError: gone in between
         raise StorageError(f"'{weights}' cannot be read: {error!r}.") from error
     return tree
 
@@ -170,21 +247,6 @@ def _checked(path: Path, kind: str) -> dict[str, Any]:
     return document
 
 
-def _temporary(folder: Path, made: list[Path]) -> Path:
-    path = folder / f".writing-{uuid.uuid4().hex}"
-    path.touch(exist_ok=False)  # not by `tempfile`, whose files nobody else may read
-    made.append(path)
-    return path
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -196,14 +258,19 @@ def _content_digest(description: Any) -> str:
 
 def _describe(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     """The JSON form of a tree; tensors go to `tensors` under their path in the tree."""
+    if isinstance(value, np.generic):
+        value = plain(value)
     if isinstance(value, Tensor):
+        while path in tensors:  # the keys "a/b" and "a" with "b" in it, or 0 and "0"
+            path += "'"
         tensors[path] = value.detach().cpu().contiguous().clone()  # tied tensors must not share memory
         return {_TENSOR: path}
     if isinstance(value, Mapping):
-        for key in value:
+        plainly = {plain(key): item for key, item in value.items()}
+        for key in plainly:
             if not isinstance(key, (str, int)):
                 raise StorageError(f"Cannot save '{path}': its key {key!r} is neither a string nor a whole number.")
-        items = [[k, _describe(v, tensors, f"{path}/{k}")] for k, v in value.items()]
+        items = [[k, _describe(v, tensors, f"{path}/{k}")] for k, v in plainly.items()]
         return {_ITEMS: items}  # pairs, because keys may be integers and their order counts
     if isinstance(value, (list, tuple)):
         return [_describe(item, tensors, f"{path}/{i}") for i, item in enumerate(value)]

@@ -22,6 +22,7 @@ from torch import nn
 
 import hypertune_mip as ht
 from hypertune_mip import storage
+from hypertune_mip.folders import LOCK
 from hypertune_mip.storage import load_tree, save_tree
 
 HEADS = [ht.RankOne(), ht.LowRank(rank=2), ht.Dense()]
@@ -48,7 +49,7 @@ def tensor_file(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
 
 
 # There and back
@@ -101,6 +102,29 @@ def test_a_tree_comes_back_with_tuples_as_lists(tmp_path: Path) -> None:
     assert list(got["by integer"]) == [0, 1] and got["by integer"][0]["step"] == 3.0
     assert all(torch.equal(a, b) for a, b in zip(got["tied"], tree["tied"], strict=True))
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(got["types"], tree["types"], strict=True))
+
+
+def test_tensors_whose_paths_read_alike_stay_apart(tmp_path: Path) -> None:
+    one, two, three, four = (torch.tensor(float(k)) for k in range(4))
+    tree = {"a": {"b": one}, "a/b": two, 0: three, "0": four, "a/b'": [one, two]}
+    save_tree(tmp_path, "tree", tree, kind="test")
+    assert load_tree(tmp_path, "tree", kind="test") == tree
+
+
+def test_numbers_of_numpy_come_back_as_pythons(tmp_path: Path) -> None:
+    tree = {
+        np.int64(1): np.float32(0.5),
+        "flag": np.bool_(True),
+        "list": [np.int8(-3), np.float64("inf"), np.str_("a")],
+    }
+    save_tree(tmp_path, "tree", tree, kind="test")
+    assert repr(load_tree(tmp_path, "tree", kind="test")) == "{1: 0.5, 'flag': True, 'list': [-3, inf, 'a']}"
+
+
+@pytest.mark.parametrize("key", [1.5, None, (1, 2), np.float32(1.0)])
+def test_a_key_that_is_neither_text_nor_a_whole_number(tmp_path: Path, key: Any) -> None:
+    with pytest.raises(ht.StorageError, match=r"Cannot save 'tree/a': its key .* is neither a string nor a whole num"):
+        save_tree(tmp_path, "tree", {"a": {key: 1}}, kind="test")
 
 
 def test_what_is_neither_tensor_nor_plain_is_refused_by_its_path(tmp_path: Path) -> None:
@@ -387,7 +411,7 @@ def test_overwriting_keeps_one_tensor_file_and_the_new_state(surrogate: ht.Surro
     other = fit(epochs=2, seed=5, **validation())
     other.save(saved)
     assert tensor_file(saved).name != first
-    assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors"]
+    assert sorted(path.suffix for path in saved.iterdir() if path.name != LOCK) == [".json", ".safetensors"]
     assert load(saved).evaluate(CONFIG) == other.evaluate(CONFIG)
     surrogate.save(saved)
     surrogate.save(saved)  # the same once more
@@ -475,7 +499,7 @@ def test_a_full_disk_during_training_stops_it_with_the_last_checkpoint_intact(
 
     with monkeypatch.context() as patched, pytest.raises(ht.StorageError, match="No space left"):
         fit(epochs=3, checkpoint=tmp_path, callbacks=[fill])
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.name != LOCK) == [".json", ".safetensors"]
     resumed = fit(epochs=3, checkpoint=tmp_path, resume=True)
     state = resumed.hypernet.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in whole.hypernet.state_dict().items())

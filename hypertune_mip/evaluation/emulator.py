@@ -117,7 +117,7 @@ class Emulator:
         Raises:
             SpaceError: If the shape is not (S, d) or a unit is not in [0, 1].
         """
-        self.space.check_units(units)
+        units = self.space.check_units(units)
         places = self._places(self.space.snap(units.detach().double().cpu()))
         if len(places) <= _CHUNK:
             scaled = self._surface(places) if len(places) else np.empty((0, len(self.metrics)))

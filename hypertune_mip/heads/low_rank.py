@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypertune_mip.arguments import whole_number
 from hypertune_mip.errors import NetworkError
 from hypertune_mip.functional import StructuredWeight, exact, lowered, scaled
 from hypertune_mip.heads.axes import Axes, axes_of, channels
@@ -32,8 +33,7 @@ class LowRank(Head):
     def __post_init__(self) -> None:
         """Validate."""
         super().__post_init__()
-        if self.rank < 1:
-            raise NetworkError(f"`rank` must be at least 1, but got {self.rank}.")
+        object.__setattr__(self, "rank", whole_number("rank", self.rank, low=1, error=NetworkError))
 
     def matrix_rule(self, parameter: Tensor, module: nn.Module) -> Rule:
         """See `Head.matrix_rule`; groups of a convolution are small, so they share their directions."""

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from hypertune_mip.arguments import seed_number, whole_number
 from hypertune_mip.encoding import Encoding, encode, encoded_size
 from hypertune_mip.errors import NetworkError, SpaceError
 from hypertune_mip.execution import Execution, Function, Kernel, Mode, Setting
@@ -58,7 +59,7 @@ class HyperNetwork(nn.Module):
         seed: Of the trunk's initialisation.
 
     Raises:
-        NetworkError: If a module cannot be generated, by name, or a pattern matches nothing.
+        NetworkError: If an option is invalid, a module cannot be generated, by name, or a pattern matches nothing.
         SpaceError: If a layer is bound to a name that the space lacks, or to a range that it cannot run at.
 
     Example:
@@ -86,10 +87,12 @@ class HyperNetwork(nn.Module):
         """See the class."""
         super().__init__()
         _check_kinds(network, space)
-        _check_options(trunk, encoding, mapping, batch_norm)
+        widths = _widths(trunk)
+        _check_options(encoding, mapping, batch_norm)
+        seed = seed_number(seed, error=NetworkError)
         self.space = space
         self.head = _with_residual(RankOne() if head is None else head, residual)
-        self.widths = tuple(trunk)
+        self.widths = widths
         self.encoding = encoding
         self.residual = residual
         self.freeze_theta_0 = freeze_theta_0
@@ -317,9 +320,17 @@ def _check_kinds(network: Any, space: Any) -> None:
         )
 
 
-def _check_options(trunk: Sequence[int], encoding: str, mapping: str, batch_norm: str) -> None:
-    if not trunk or any(width < 1 for width in trunk):
+def _widths(trunk: Sequence[int]) -> tuple[int, ...]:
+    try:
+        widths = tuple(whole_number("trunk", width, low=1, error=NetworkError) for width in trunk)
+    except (NetworkError, TypeError):
+        widths = ()
+    if not widths:
         raise NetworkError(f"`trunk` must be a non-empty sequence of positive widths, but got {trunk!r}.")
+    return widths
+
+
+def _check_options(encoding: str, mapping: str, batch_norm: str) -> None:
     for name, value, allowed in (
         ("encoding", encoding, ("mip", "none")),
         ("mapping", mapping, ("auto", "vmap", "loop")),

@@ -15,6 +15,7 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from optuna.distributions import (
     BaseDistribution,
@@ -24,6 +25,7 @@ from optuna.distributions import (
 )
 from torch import Tensor
 
+from hypertune_mip.arguments import plain, precision
 from hypertune_mip.errors import SpaceError
 
 Value = Any  # a native value: float, int, or one of a categorical's choices
@@ -58,25 +60,23 @@ class Dimension(ABC):
         index = (unit * self.cells).long().clamp(max=self.cells - 1)
         return (index.to(unit.dtype) + 0.5) / self.cells
 
-    def _number(self, value: Value) -> float:
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, Real):
+    def _number(self, value: Value, low: float, high: float) -> float:
+        """A value within its range as a float; one of low precision may be outside by its own rounding error."""
+        single = plain(value)
+        if isinstance(single, bool) or not isinstance(single, Real):
             raise SpaceError(f"'{self.name}' takes a number, but got {value!r} of type {type(value).__name__}.")
-        number = float(value)
+        number = float(single)
         if not math.isfinite(number):
             raise SpaceError(
                 f"'{self.name}' must be finite, but got {number!r}. A NaN often comes from a failed trial: drop it."
             )
-        return number
-
-    def _inside(self, number: float, low: float, high: float) -> float:
-        if not low <= number <= high:
+        nearest = min(max(number, low), high)
+        if abs(number - nearest) > precision(value) * abs(nearest):
             raise SpaceError(
                 f"'{self.name}' must lie in [{low:g}, {high:g}], but got {number!r}. The hypernetwork has learned"
                 " nothing outside the range that it was trained on; train with a wider one if you need this value."
             )
-        return number
+        return nearest
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Continuous(Dimension):
 
     def to_unit(self, value: Value) -> float:
         """See `Dimension.to_unit`."""
-        number = self._inside(self._number(value), self.low, self.high)
+        number = self._number(value, self.low, self.high)
         if self.log:
             return (math.log(number) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (number - self.low) / (self.high - self.low)
@@ -139,9 +139,9 @@ class Stepped(Dimension):
 
     def to_unit(self, value: Value) -> float:
         """See `Dimension.to_unit`."""
-        number = self._inside(self._number(value), self.low, float(self._grid(self.count - 1)))
+        number = self._number(value, self.low, float(self._grid(self.count - 1)))
         index = round((number - self.low) / self.step)
-        if abs(self.low + index * self.step - number) > 1e-6 * self.step:
+        if abs(self.low + index * self.step - number) > 1e-6 * self.step + precision(value) * abs(number):
             raise SpaceError(
                 f"'{self.name}' must be {self.low:g} plus a multiple of {self.step:g}, but got {number!r}."
                 f" The nearest value is {self._grid(index)!r}."
@@ -183,7 +183,7 @@ class LogInteger(Dimension):
 
     def to_unit(self, value: Value) -> float:
         """See `Dimension.to_unit`."""
-        number = self._inside(self._number(value), self.low, self.high)
+        number = self._number(value, self.low, self.high)
         if number != round(number):
             raise SpaceError(f"'{self.name}' must be a whole number, but got {number!r}.")
         low, high = self._edges()
@@ -219,12 +219,19 @@ class Choice(Dimension):
 
     def to_unit(self, value: Value) -> float:
         """See `Dimension.to_unit`."""
+        rounding, value = precision(value), plain(value)
+        if isinstance(value, (Tensor, np.ndarray)):  # compared with a choice, these would give no single answer
+            raise SpaceError(f"'{self.name}' must be one of {list(self.choices)}, but got {value!r}.")
         for position, choice in enumerate(self.choices):
             if type(choice) is type(value) and choice == value:
                 return (position + 0.5) / len(self.choices)
         for position, choice in enumerate(self.choices):
             if choice == value and not isinstance(choice, bool) and not isinstance(value, bool):
                 return (position + 0.5) / len(self.choices)
+        if rounding and _numeric(self.choices):
+            off = [abs(choice - value) - rounding * abs(choice) for choice in self.choices]
+            if min(off) <= 0.0:
+                return (off.index(min(off)) + 0.5) / len(self.choices)
         raise SpaceError(f"'{self.name}' must be one of {list(self.choices)}, but got {value!r}.")
 
     def from_unit(self, unit: float) -> Value:

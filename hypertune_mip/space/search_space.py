@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Num
 from optuna.distributions import (
@@ -15,6 +17,7 @@ from optuna.distributions import (
 )
 from torch import Tensor
 
+from hypertune_mip.arguments import real_number, seed_number, whole_number
 from hypertune_mip.errors import SpaceError
 from hypertune_mip.space.dimension import Dimension, Value, dimension
 from hypertune_mip.space.refusal import check_amortizable
@@ -103,8 +106,26 @@ class SearchSpace(Mapping[str, BaseDistribution]):
         Raises:
             SpaceError: If a name is unknown or missing, or a value is not finite, of another type or out of range.
         """
-        rows = [configs] if isinstance(configs, Mapping) else list(configs)
+        try:
+            rows = [configs] if isinstance(configs, Mapping) else list(configs)
+        except TypeError:
+            raise SpaceError(
+                f"Configs must be a list of dicts of hyperparameter values, but got {configs!r}."
+            ) from None
         return torch.tensor([self._row(c) for c in rows], dtype=torch.float64).reshape(-1, len(self))
+
+    def unit_of(self, config: Config) -> Float[Tensor, "1 d"]:
+        """The unit of a single config, where several would make no sense.
+
+        Raises:
+            SpaceError: As in `to_unit`, or if there are several.
+        """
+        if not isinstance(config, Mapping):
+            raise SpaceError(
+                f"One config is asked for here, a dict of hyperparameter values, but got {reprlib.repr(config)}."
+                " Ask for one after another, or for the metrics of many by `evaluate_batch`."
+            )
+        return self.to_unit(config)
 
     def _row(self, config: Config) -> list[float]:
         if not isinstance(config, Mapping):
@@ -124,7 +145,7 @@ class SearchSpace(Mapping[str, BaseDistribution]):
         Raises:
             SpaceError: If the shape is not (S, d) or a unit is not in [0, 1].
         """
-        self.check_units(units)
+        units = self.check_units(units)
         return [
             {dim.name: dim.from_unit(u) for dim, u in zip(self.dimensions, row, strict=True)}
             for row in units.detach().double().cpu().tolist()
@@ -136,10 +157,14 @@ class SearchSpace(Mapping[str, BaseDistribution]):
         Integers and steps are rounded with a straight-through gradient. A categorical is the choice itself where all
         choices are numbers, and the choice's index (int64) otherwise.
         """
-        return {dim.name: dim.decode(column) for dim, column in zip(self.dimensions, units.unbind(-1), strict=True)}
+        return {
+            dim.name: dim.decode(column)
+            for dim, column in zip(self.dimensions, _floating(units).unbind(-1), strict=True)
+        }
 
     def snap(self, units: Float[Tensor, "S d"]) -> Float[Tensor, "S d"]:
         """Units moved to those of the values that they stand for: `snap(u) == to_unit(from_unit(u))`."""
+        units = _floating(units)
         if all(dim.cells is None for dim in self.dimensions):
             return units
         columns = zip(self.dimensions, units.unbind(-1), strict=True)
@@ -163,10 +188,10 @@ class SearchSpace(Mapping[str, BaseDistribution]):
                 Hoopes et al. 2021), for optima that lie at an extreme.
 
         Raises:
-            SpaceError: If `n` is negative, the method unknown, or `endpoints` not in [0, 1).
+            SpaceError: If `n` or `seed` is no whole number, or `n` negative, the method unknown, or `endpoints` not in
+                [0, 1).
         """
-        if n < 0:
-            raise SpaceError(f"The number of settings must not be negative, but got {n}.")
+        n, seed = whole_number("n", n, low=0, error=SpaceError), seed_number(seed, error=SpaceError)
         if method == "random":
             generator = torch.Generator().manual_seed(seed)
             units = torch.rand(n, len(self), generator=generator, dtype=torch.float64)
@@ -176,8 +201,16 @@ class SearchSpace(Mapping[str, BaseDistribution]):
             raise SpaceError(f'`method` must be "sobol" or "random", but got {method!r}.')
         return self.snap(oversample_endpoints(units, endpoints))
 
-    def check_units(self, units: Tensor) -> None:
-        """Raise SpaceError unless units have shape (S, d) and lie in [0, 1]."""
+    def check_units(self, units: Any) -> Float[Tensor, "S d"]:
+        """Units as a floating-point tensor: they may also be an array of NumPy's, or whole numbers.
+
+        Raises:
+            SpaceError: Unless units are numbers of shape (S, d) in [0, 1].
+        """
+        if not isinstance(units, Tensor):
+            units = _as_tensor(units)
+        if units.dtype == torch.bool or units.is_complex():
+            raise SpaceError(f"Units must be numbers in [0, 1], but got {units.dtype}.")
         if units.ndim != 2 or units.shape[-1] != len(self):
             raise SpaceError(
                 f"Units must have shape (S, {len(self)}), one column a hyperparameter, but got {tuple(units.shape)}."
@@ -188,6 +221,7 @@ class SearchSpace(Mapping[str, BaseDistribution]):
             raise SpaceError(
                 f"Units must lie in [0, 1], but row {row} has {units[row, column].item()!r} for '{self.names[column]}'."
             )
+        return _floating(units)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable description: `SearchSpace.from_json(space.to_json()) == space`."""
@@ -208,8 +242,24 @@ class SearchSpace(Mapping[str, BaseDistribution]):
             raise SpaceError(f"Not a description of a search space: {error}") from error
 
 
+def _floating(units: Tensor) -> Tensor:
+    """Whole numbers and short floats as float64: half a cell of a discrete value would be rounded away."""
+    return units if units.dtype in (torch.float32, torch.float64) else units.double()
+
+
+def _as_tensor(units: Any) -> Tensor:
+    """Units that are no tensor, such as an array of NumPy's, as float64."""
+    try:
+        array = np.asarray(units)
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"of type {array.dtype}")
+        return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+    except (TypeError, ValueError) as error:
+        raise SpaceError(f"Units must be a tensor of numbers, but got {reprlib.repr(units)}, {error}.") from error
+
+
 def oversample_endpoints(units: Tensor, share: float) -> Tensor:
     """Units stretched about the middle so that `share` of a uniform column lands on 0 and 1."""
-    if not 0.0 <= share < 1.0:
+    if not 0.0 <= real_number("endpoints", share, error=SpaceError) < 1.0:
         raise SpaceError(f"`endpoints` must lie in [0, 1), but got {share!r}.")
     return ((units - 0.5) / (1.0 - share) + 0.5).clamp(0.0, 1.0)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hypertune_mip import nn as hypertune_nn
+from hypertune_mip.arguments import plain
 from hypertune_mip.errors import DataError, HypertuneWarning
 from hypertune_mip.evaluation import Metric, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
@@ -35,9 +36,9 @@ def materialize(
         loss: What recalibration runs the network by, if there is one.
         metric: What it runs the network by where there is no loss; without both it is called on a batch's first part.
     """
-    units = hypernet.space.to_unit(config)
+    units = hypernet.space.unit_of(config)
     with hypernet.kernel.lock:
-        network = hypertune_nn.resolve(hypernet.network, dict(config))
+        network = hypertune_nn.resolve(hypernet.network, {name: plain(value) for name, value in config.items()})
     with torch.no_grad():
         tensors = hypernet.effective(units)
         trained = {name: parameter.requires_grad for name, parameter in hypernet.given.named_parameters()}

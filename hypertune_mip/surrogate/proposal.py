@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Normal
 
+from hypertune_mip.arguments import real_number, seed_number
 from hypertune_mip.errors import MissingExtraError, SpaceError
 from hypertune_mip.evaluation import Measure
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.surrogate.search import distance_to, diverse_best
 from hypertune_mip.surrogate.surrogate import Surrogate
-from hypertune_mip.training.options import at_least
+from hypertune_mip.training.options import OptionError, at_least
 from hypertune_mip.verification.calibration import FEWEST, Calibration
 from hypertune_mip.verification.statistics import regret, sparse_kendall
 
@@ -48,7 +49,7 @@ class Proposer:
 
     Raises:
         SpaceError: If the metric is unknown.
-        OptionError: If a number is too small.
+        OptionError: If a number is too small, or none.
         MissingExtraError: If BoTorch is not installed.
     """
 
@@ -66,8 +67,8 @@ class Proposer:
         seed: int = 0,
     ) -> None:
         """See the class."""
-        at_least(1, startup=startup, gate_after=gate_after, candidates=candidates)
-        at_least(2, explore_every=explore_every)
+        startup, gate_after, candidates = at_least(1, startup=startup, gate_after=gate_after, candidates=candidates)
+        (explore_every,) = at_least(2, explore_every=explore_every)
         if metric not in surrogate.metrics:
             raise SpaceError(f"The metric {metric!r} is unknown; `metric` returns {list(surrogate.metrics)}.")
         if importlib.util.find_spec("botorch") is None:
@@ -76,11 +77,11 @@ class Proposer:
         self.metric = metric
         self.startup = startup
         self.explore_every = explore_every
-        self.min_tau = min_tau
-        self.max_regret = max_regret
+        self.min_tau = real_number("min_tau", min_tau, error=OptionError)
+        self.max_regret = real_number("max_regret", max_regret, error=OptionError)
         self.gate_after = gate_after
         self.candidates = candidates
-        self.seed = seed
+        self.seed = seed_number(seed, error=OptionError)
 
     @property
     def space(self) -> SearchSpace:

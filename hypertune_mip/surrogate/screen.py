@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hypertune_mip.arguments import whole_number
 from hypertune_mip.errors import SpaceError
 from hypertune_mip.evaluation import Emulator, check_metric
 
@@ -46,7 +47,9 @@ def screened(
     """
     for name in metrics:
         check_metric(name, emulator.metrics)
-    if not 1 <= n <= candidates:
+    n = whole_number("n", n, low=1, error=SpaceError)
+    candidates = whole_number("candidates", candidates, error=SpaceError)
+    if candidates < n:
         raise SpaceError(f"`candidates` must be at least the number of settings, {n}, but got {candidates}.")
     units = emulator.space.sample(candidates, seed=seed)
     values = emulator(units)

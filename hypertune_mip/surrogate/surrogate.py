@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hypertune_mip.arguments import seed_number, whole_number
 from hypertune_mip.errors import DataError, HypertuneWarning, SpaceError
 from hypertune_mip.evaluation import Emulator, Evaluator, Metric
 from hypertune_mip.hypernetwork import HyperNetwork
@@ -43,6 +44,9 @@ class Surrogate:
         train_loader: What it was trained on; kept for verification, as is `loss`.
         budget: How a single network would be trained; None takes as many epochs as in `history`.
         memory_budget: Bytes that settings evaluated at once may take; None is 32 MiB on a CPU and 1 GiB on CUDA.
+
+    Raises:
+        DataError: If `metric` or `val_loader` is there without the other, or the budget is no whole number.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class Surrogate:
         """See the class."""
         if (metric is None) != (val_loader is None):
             raise DataError("`metric` and `val_loader` belong together: pass both, or neither.")
+        if memory_budget is not None:
+            memory_budget = whole_number("memory_budget", memory_budget, low=0, error=DataError)
         self.hypernet = hypernet.eval()
         self.loss = loss
         self.history = list(history)
@@ -135,10 +141,10 @@ class Surrogate:
                 give, instead of a number.
 
         Raises:
-            SpaceError: If the config has an unknown or missing name, or a value outside the space.
+            SpaceError: If the config has an unknown or missing name or a value outside the space, or there are several.
             DataError: If the surrogate has no validation data, or an interval is asked for before calibration.
         """
-        units = self.space.to_unit(config)
+        units = self.space.unit_of(config)
         if not interval:
             return {name: float(value[0]) for name, value in self.evaluate_units(units).items()}
         return {
@@ -158,7 +164,7 @@ class Surrogate:
         self, units: Float[Tensor, "S d"], *, progress: bool = False
     ) -> dict[str, Float[np.ndarray, "S"]]:
         """`evaluate_batch` at units, for code that samples in the unit cube; discrete columns are snapped."""
-        self.space.check_units(units)
+        units = self.space.check_units(units)
         values = self._measure(self.space.snap(units), progress=progress)
         return {name: value.numpy() for name, value in values.items()}
 
@@ -169,7 +175,7 @@ class Surrogate:
             SpaceError: As in `evaluate_units`.
             DataError: If the surrogate has not been calibrated.
         """
-        self.space.check_units(units)
+        units = self.space.check_units(units)
         if self._calibrated is None:
             raise DataError(
                 "A surrogate knows intervals only after calibration: surrogate.calibrate(surrogate.verify(metric))."
@@ -184,7 +190,7 @@ class Surrogate:
         Raises:
             SpaceError: As in `evaluate`, or if the metric is unknown.
         """
-        return search.gradient(self._measure, self.space.to_unit(config), metric)
+        return search.gradient(self._measure, self.space.unit_of(config), metric)
 
     def minimize(
         self, metric: str, *, candidates: int = 512, starts: int = 8, steps: int = 30, seed: int = 0
@@ -204,11 +210,10 @@ class Surrogate:
         Warns:
             HypertuneWarning: Of `doubts`.
         """
-        if candidates < 1 or starts < 1 or steps < 0:
-            raise SpaceError(
-                "`candidates` and `starts` must be at least 1 and `steps` at least 0, but got"
-                f" {candidates}, {starts}, {steps}."
-            )
+        candidates = whole_number("candidates", candidates, low=1, error=SpaceError)
+        starts = whole_number("starts", starts, low=1, error=SpaceError)
+        steps = whole_number("steps", steps, low=0, error=SpaceError)
+        seed = seed_number(seed, error=SpaceError)
         self.warn_of_doubts(metric, stacklevel=3)
         return search.minimize(self._measure, metric, candidates=candidates, starts=starts, steps=steps, seed=seed)
 
@@ -225,13 +230,15 @@ class Surrogate:
                 front, 4,096 at most, are evaluated. The values are the surrogate's own in any case.
 
         Raises:
-            SpaceError: If a metric is unknown or none is given, or the emulator is of another space.
+            SpaceError: If a metric is unknown or none is given, there is no candidate, or the emulator is of another
+                space.
 
         Warns:
             HypertuneWarning: Of `doubts`.
         """
         if not metrics or isinstance(metrics, str):
             raise SpaceError(f"`metrics` must be a list of metric names, but got {metrics!r}.")
+        candidates = whole_number("candidates", candidates, low=1, error=SpaceError)
         if emulator is not None:
             emulator.check_space(self.space)
         self.warn_of_doubts(*metrics, stacklevel=3)
@@ -268,6 +275,7 @@ class Surrogate:
             >>> emulator.errors["loss"].small
             True
         """
+        points, seed = whole_number("points", points, error=SpaceError), seed_number(seed, error=SpaceError)
         return Emulator(self.space, lambda units: self._measure(units, progress=progress), points=points, seed=seed)
 
     def responses(self, *, bases: int = 8) -> dict[str, dict[str, float]]:
@@ -276,7 +284,7 @@ class Surrogate:
         Args:
             bases: Settings at which the other hyperparameters stay while one goes through its range.
         """
-        return responses(self._measure, bases=bases)
+        return responses(self._measure, bases=whole_number("bases", bases, low=1, error=SpaceError))
 
     def truth(
         self,
@@ -367,10 +375,10 @@ class Surrogate:
         """
         if metric not in self.metrics:
             raise SpaceError(f"The metric {metric!r} is unknown; `metric` returns {list(self.metrics)}.")
-        if settings < 1:
-            raise SpaceError(f"`settings` must be at least 1, but got {settings}.")
-        if best is not None and not 0 <= best <= settings:
-            raise SpaceError(f"`best` must lie between 0 and `settings`, {settings}, but got {best}.")
+        settings = whole_number("settings", settings, low=1, error=SpaceError)
+        if best is not None:
+            best = whole_number("best", best, low=0, high=settings, error=SpaceError)
+        seed = seed_number(seed, error=SpaceError)
         truth = self.truth() if truth is None else truth
         known = self.reports[: self._calibration["reports"]] if self._calibration is not None else ()
         configs, chosen = settings_to_verify(self._measure, metric, settings, best=best, seed=seed, known=known)
@@ -468,10 +476,12 @@ class Surrogate:
     def save(self, folder: str | Path) -> None:
         """Write the hypernetwork, space, history and trust reports to a folder: safetensors and JSON, atomically.
 
-        Functions and data are not saved: `load` takes them again.
+        Functions and data are not saved: `load` takes them again. Other processes may save there or load from it at the
+        same time, and files of others may lie there.
 
         Raises:
-            StorageError: If writing fails; what the folder held before is then as it was.
+            StorageError: If writing fails, or would replace a `surrogate.json` that is none of ours; what the folder
+                held before is then as it was.
         """
         trust = {"reports": [report.to_dict() for report in self.reports], "calibration": self._calibration}
         save_hypernetwork(folder, self.hypernet, self.history, self.execution, trust)

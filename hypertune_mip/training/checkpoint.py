@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hypertune_mip import storage
 from hypertune_mip.errors import StorageError
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.storage import check_storable, load_tree, save_tree
@@ -22,6 +23,11 @@ def check_can_be_saved(state: RunState) -> None:
     for name, part in state.parts.items():
         if name != "hypernet":  # tensors only, and many
             check_storable(part.state_dict(), f"{_NAME}/{name}")
+
+
+def check_place(folder: str | Path) -> None:
+    """Raise StorageError if a checkpoint there would replace a file that is none of ours."""
+    storage.check_place(folder, _NAME, kind=_KIND)
 
 
 def save_checkpoint(folder: str | Path, state: RunState, fingerprint: Fingerprint) -> None:

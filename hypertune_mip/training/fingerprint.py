@@ -13,9 +13,11 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hypertune_mip.arguments import plain
 from hypertune_mip.hypernetwork import HyperNetwork, bindings
 from hypertune_mip.training.options import Options
 
@@ -64,9 +66,10 @@ def description_of(optimizer: Optimizer) -> dict[str, Any]:
 
 def described(value: Any) -> Any:
     """A value as plain ones, which stay the same when they are stored; of a function or another object, its name."""
+    value = plain(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value if value == value else repr(value)
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, np.ndarray)):
         return described(value.tolist())
     if isinstance(value, Mapping):
         return {str(key): described(item) for key, item in value.items()}

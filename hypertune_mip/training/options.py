@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from hypertune_mip.arguments import real_number, seed_number, whole_number
 from hypertune_mip.errors import DataError, HypertuneError
 from hypertune_mip.execution import Execution
 
@@ -106,7 +107,9 @@ class Options:
     validation_settings: int = option(
         4, "How many settings a validation looks at, the same each time.", may_differ=True
     )
-    checkpoint: str | Path | None = option(None, "Folder for checkpoints.", may_differ=True)
+    checkpoint: str | Path | None = option(
+        None, "Folder for checkpoints; files of others may lie there, too.", may_differ=True
+    )
     checkpoint_every: int = option(1, "Epochs between them.", may_differ=True)
     resume: bool = option(
         False,
@@ -116,12 +119,18 @@ class Options:
 
     def __post_init__(self) -> None:
         """Validate."""
-        at_least(1, epochs=self.epochs, validation_settings=self.validation_settings)
-        at_least(1, checkpoint_every=self.checkpoint_every, accumulate=self.accumulate)
-        if self.settings_per_step != "auto":
-            at_least(1, settings_per_step=self.settings_per_step)
+        counts = ["epochs", "validation_settings", "checkpoint_every", "accumulate"]
+        if not isinstance(self.settings_per_step, str) or self.settings_per_step != "auto":
+            counts.append("settings_per_step")
         if self.validate_every is not None:
-            at_least(1, validate_every=self.validate_every)
+            counts.append("validate_every")
+        for name in counts:
+            object.__setattr__(self, name, *at_least(1, **{name: getattr(self, name)}))
+        object.__setattr__(self, "seed", seed_number(self.seed, error=OptionError))
+        object.__setattr__(self, "endpoints", real_number("endpoints", self.endpoints, error=OptionError))
+        if self.gradient_clip is not None:
+            clip = real_number("gradient_clip", self.gradient_clip, error=OptionError)
+            object.__setattr__(self, "gradient_clip", clip)
         _one_of(("auto", "split", "full"), batching=self.batching)
         _one_of(("float32", "bfloat16", "float16"), precision=self.precision)
         if not isinstance(self.execution, Execution):
@@ -166,11 +175,9 @@ def total_steps(
     return -(-length // accumulate) * epochs
 
 
-def at_least(low: int, **values: Any) -> None:
-    """Raise OptionError unless each value is a whole number of at least `low`."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise OptionError(f"`{name}` must be a whole number of at least {low}, but got {value!r}.")
+def at_least(low: int, **values: Any) -> tuple[int, ...]:
+    """The values as ints, in their order; raises OptionError unless each is a whole number of at least `low`."""
+    return tuple(whole_number(name, value, low=low, error=OptionError) for name, value in values.items())
 
 
 def _one_of(allowed: tuple[str, ...], **values: Any) -> None:

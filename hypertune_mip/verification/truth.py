@@ -16,15 +16,16 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hypertune_mip.arguments import plain, seed_number
 from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError, StorageError
 from hypertune_mip.evaluation import Metric, ValidationData, mean_over_batches, named_scalars, to_device
 from hypertune_mip.evaluation.modes import gradients
 from hypertune_mip.execution import Mode
+from hypertune_mip.folders import turn
 from hypertune_mip.hypernetwork.primary import precision_of
 from hypertune_mip.nn import resolve
 from hypertune_mip.space import Config, SearchSpace, Value
@@ -43,11 +44,19 @@ _SEED_STRIDE = 1_000_003  # keeps the random states of (seed, epoch) pairs apart
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How a single network is trained; see `Truth` for each."""
+    """How a single network is trained; see `Truth` for each.
+
+    Raises:
+        OptionError: If `epochs` is no whole number of at least 1.
+    """
 
     epochs: int
     optimizer: OptimizerFactory = adam
     schedule: ScheduleFactory | None = cosine
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        object.__setattr__(self, "epochs", *at_least(1, epochs=self.epochs))
 
 
 class Runs(NamedTuple):
@@ -150,7 +159,7 @@ class Truth:
         folder: str | Path | None = None,
     ) -> None:
         """See the class."""
-        at_least(1, epochs=epochs, parallel=parallel)
+        epochs, parallel = at_least(1, epochs=epochs, parallel=parallel)
         if not callable(initialize) and initialize not in ("auto", "reset", "given"):
             raise OptionError(
                 '`initialize` must be "auto", "reset", "given" or a function that makes a network, but got'
@@ -216,7 +225,7 @@ class Truth:
 
         Raises:
             SpaceError: If a config does not fit the space.
-            OptionError: If there is no seed.
+            OptionError: If there is no seed, or one is no whole number.
             LossError: If the metric returns something else than agreed.
             StorageError: If finished runs cannot be stored.
 
@@ -224,8 +233,7 @@ class Truth:
             HypertuneWarning: If several seeds start from the same weights, since those are the network's own; and of
                 runs that diverge.
         """
-        numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-        at_least(1, seeds=len(numbers))
+        numbers = _numbers(seeds)
         self._check_starts(len(numbers), common)
         own = self.space.from_unit(self.space.to_unit(configs))
         keys = [[_key(config, seed, common) for seed in numbers] for config in own]
@@ -259,9 +267,11 @@ class Truth:
             seed: Of initialisation, order of the data and noise.
 
         Raises:
-            SpaceError: If the config does not fit the space.
+            SpaceError: If the config does not fit the space, or there are several.
+            OptionError: If the seed is no whole number.
         """
-        (own,) = self.space.from_unit(self.space.to_unit(config))
+        (own,) = self.space.from_unit(self.space.unit_of(config))
+        seed = seed_number(seed, error=OptionError)
         group = self._trained([own], seed, self._starts([own], seed, common=True), "loop")
         network = resolve(group.network, own)
         for name, stacked in group.weights.items():
@@ -379,7 +389,9 @@ class Truth:
         """What must be the same for stored runs to count."""
         probe = self.optimizer([nn.Parameter(torch.zeros(1))])
         numbers = {
-            k: v for k, v in probe.defaults.items() if isinstance(v, (int, float, str, tuple)) and v is not False
+            k: v
+            for k, v in ((name, plain(value)) for name, value in probe.defaults.items())
+            if isinstance(v, (int, float, str, tuple)) and v is not False
         }
         return {
             "space": self.space.to_json(),
@@ -403,15 +415,10 @@ class Truth:
         """Write all runs, with those that others have added to the folder in the meantime."""
         if self.folder is None:
             return
-        folder = Path(self.folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f"{_NAME}.lock"):
-                if (folder / f"{_NAME}.json").exists():
-                    self._runs = self._load(folder) | self._runs
-                save_tree(folder, _NAME, {"budget": self._budget(), "runs": self._runs}, kind=_NAME)
-        except OSError as error:
-            raise StorageError(f"Could not save real trainings to '{folder}': {error}.") from error
+        with turn(self.folder) as own:
+            if (own.folder / f"{_NAME}.json").exists():
+                self._runs = self._load(own.folder) | self._runs
+            save_tree(own.folder, _NAME, {"budget": self._budget(), "runs": self._runs}, kind=_NAME)
 
     def _load(self, folder: str | Path) -> dict[str, dict[str, float]]:
         tree = load_tree(folder, _NAME, kind=_NAME)
@@ -425,6 +432,17 @@ class Truth:
             )
         runs: dict[str, dict[str, float]] = tree["runs"]
         return runs
+
+
+def _numbers(seeds: Any) -> list[int]:
+    """The seeds that a number of them, or a sequence, stands for."""
+    try:
+        given = list(seeds)
+    except TypeError:  # also a 0-d array or tensor has an `__iter__`
+        (count,) = at_least(1, seeds=seeds)
+        return list(range(count))
+    at_least(1, seeds=len(given))
+    return [seed_number(seed, name="seeds", error=OptionError) for seed in given]
 
 
 def _key(config: Mapping[str, Value], seed: int, common: bool) -> str:

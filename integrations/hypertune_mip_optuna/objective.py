@@ -133,7 +133,7 @@ class SurrogateObjective:
 
 
 def _excess(measured: Mapping[str, float], key: str, limit: Constraint) -> float:
-    return float(limit(measured)) if callable(limit) else measured[key] - limit
+    return float(limit(measured)) if callable(limit) else float(measured[key] - limit)
 
 
 def _check_names(known: Sequence[str], metrics: Sequence[str], constraints: Mapping[str, Constraint]) -> None:

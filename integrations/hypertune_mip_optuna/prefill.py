@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tqdm.auto import tqdm
 
 from hypertune_mip import SpaceError, Surrogate
+from hypertune_mip.arguments import whole_number
 from hypertune_mip.evaluation import Emulator
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.screen import screened
@@ -71,8 +72,7 @@ def prefill(
         >>> len(study.trials)
         100
     """
-    if n < 1:
-        raise SpaceError(f"`n`, the number of settings, must be at least 1, but got {n!r}.")
+    n = whole_number("n", n, low=1, error=SpaceError)
     objective = SurrogateObjective(surrogate, metrics, constraints=constraints)
     objective.check(study)
     space = surrogate.space

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from hypertune_mip.training.checkpoint import check_readable
 IN_THIS_PROCESS = "checkpoint_0"  # comes before those of Ray, whose names are "checkpoint_" and the time
 
 
+_NAME = re.compile(r"checkpoint_[\d._-]+")
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own list of checkpoints
 
 
@@ -70,6 +72,11 @@ def run_folder(config: RunConfig, *, resume: bool | Literal["auto"]) -> RunFolde
     return RunFolder(filesystem, path)
 
 
+def is_checkpoint(name: str) -> bool:
+    """Whether a folder within a run's is a checkpoint by its name, and no copy or other thing that a user put there."""
+    return _NAME.fullmatch(name) is not None
+
+
 def newest(folder: RunFolder, *, expected: bool) -> str | None:
     """The name of the newest checkpoint that can be read; None if there is none yet.
 
@@ -90,7 +97,7 @@ def newest(folder: RunFolder, *, expected: bool) -> str | None:
     names = [i.base_name for i in listed if i.type == pyarrow.fs.FileType.Directory]
     chosen: str | None = None
     damaged: list[str] = []
-    for name in sorted((n for n in names if n.startswith("checkpoint_")), reverse=True):
+    for name in sorted(filter(is_checkpoint, names), reverse=True):
         try:
             with opened(folder, name):
                 chosen = name

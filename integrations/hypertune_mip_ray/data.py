@@ -166,9 +166,9 @@ def prepared(given: Any, batch_size: int | None, shuffle_buffer: int | None, wor
         return Data(given, given if isinstance(given, DataLoader) else None, {})
     if batch_size is None:
         raise OptionError("A ray.data.Dataset needs `batch_size`, the examples in a batch of each worker.")
-    at_least(1, batch_size=batch_size)
+    (batch_size,) = at_least(1, batch_size=batch_size)
     if shuffle_buffer is not None:
-        at_least(1, shuffle_buffer=shuffle_buffer)
+        (shuffle_buffer,) = at_least(1, shuffle_buffer=shuffle_buffer)
     connect()
     examples = given.count()
     check_enough(examples, max(1, workers))

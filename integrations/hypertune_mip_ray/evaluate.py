@@ -13,7 +13,8 @@ from ray.util import ActorPool
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hypertune_mip import OptionError, Surrogate
+from hypertune_mip import Surrogate
+from hypertune_mip.training.options import at_least
 from hypertune_mip_ray.cluster import connect, how_many, task_options
 
 _RETRIES = 3  # of an actor that is lost, and of what it was asked
@@ -44,10 +45,10 @@ def evaluate_batch(
         SpaceError: As in `Surrogate.evaluate_batch`, before anything is sent.
         OptionError: If `actors` is less than 1.
     """
-    units = settings if isinstance(settings, Tensor) else surrogate.space.to_unit(settings)
-    surrogate.space.check_units(units)
-    if actors is not None and actors < 1:
-        raise OptionError(f"`actors` must be at least 1, but got {actors}.")
+    units = settings if isinstance(settings, (Tensor, np.ndarray)) else surrogate.space.to_unit(settings)
+    units = surrogate.space.check_units(units)
+    if actors is not None:
+        (actors,) = at_least(1, actors=actors)
     connect()
     chunks = units.split(_CHUNK) if len(units) else (units,)
     resources = dict(resources_per_actor or {"CPU": 1})

@@ -24,7 +24,15 @@ from hypertune_mip.training import Loss, Options
 from hypertune_mip.training.checkpoint import load_result
 from hypertune_mip.training.keywords import TrainingKeywords, check_names, takes_options
 from hypertune_mip.verification.response import warn_of_no_response
-from hypertune_mip_ray.checkpoints import IN_THIS_PROCESS, mend, newest, opened, run_folder, with_absolute_path
+from hypertune_mip_ray.checkpoints import (
+    IN_THIS_PROCESS,
+    is_checkpoint,
+    mend,
+    newest,
+    opened,
+    run_folder,
+    with_absolute_path,
+)
 from hypertune_mip_ray.cluster import check_resources, connect, own_error, sent
 from hypertune_mip_ray.data import Data, LoaderFactory, own_loader, prepared
 from hypertune_mip_ray.mailbox import delivered
@@ -185,7 +193,7 @@ def _fit_here(job: Job, storage: RunConfig, data: Data, *, progress: bool) -> Su
     """In this process, with Ray's context around it."""
     if not job.folder.is_local:
         raise OptionError("With num_workers=0 the storage of `run_config` must be on this machine.")
-    kept = {path.name for path in Path(job.folder.path).glob("checkpoint_*")}
+    kept = {path.name for path in Path(job.folder.path).glob("*") if is_checkpoint(path.name)}
     if kept - {IN_THIS_PROCESS}:
         raise OptionError(f"The run '{storage.name}' was trained by workers. Go on with as many, or take another name.")
     resume = bool(kept)

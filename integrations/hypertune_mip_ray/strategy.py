@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from hypertune_mip import DataError
+from hypertune_mip.folders import LOCK
 
 
 class RayStrategy:
@@ -90,6 +91,7 @@ class RayStrategy:
             return
         with tempfile.TemporaryDirectory() as folder:
             save(folder)
+            Path(folder, LOCK).unlink()  # nobody else writes there, and a lock has no place in the run's storage
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _late(self) -> bool:

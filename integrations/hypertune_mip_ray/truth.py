@@ -46,12 +46,12 @@ def in_parallel(
     Example:
         surrogate.verify("loss", truth=in_parallel(surrogate.truth(folder="truth"), resources_per_task={"GPU": 0.25}))
     """
-    at_least(0, max_retries=max_retries)
+    (max_retries,) = at_least(0, max_retries=max_retries)
     connect()
     resources = dict(resources_per_task or {"CPU": 1})
     if tasks is None:
         tasks = how_many(resources)
-    at_least(1, tasks=tasks)
+    (tasks,) = at_least(1, tasks=tasks)
     spread = copy.copy(truth)
     spread.executor = _Tasks(tasks, resources, max_retries)
     return spread

@@ -24,6 +24,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim.swa_utils import update_bn
 
 import hypertune_mip as ht
+from hypertune_mip.arguments import whole_number
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.training import Loss, Options
 from hypertune_mip.verification.calibration import FEWEST
@@ -192,7 +193,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             Its values, native scale, under its name, and each metric under its own, (points,).
 
         Raises:
-            SpaceError: If the name is unknown.
+            SpaceError: If the name is unknown, or there is not at least one point.
         """
         surrogate = self._surrogate()
         if self.config is not None:
@@ -200,6 +201,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         space = surrogate.space
         if name not in space:
             raise ht.SpaceError(f"The hyperparameter {name!r} is unknown; the space has {list(space)}.")
+        points = whole_number("points", points, low=1, error=ht.SpaceError)
         units = space.to_unit(self.best_config_).repeat(points, 1)
         units[:, list(space).index(name)] = torch.linspace(0.0, 1.0, points, dtype=units.dtype)
         units = space.snap(units).unique(dim=0)
@@ -279,7 +281,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             **judged,
             **shared.options,
             epochs=shared.epochs,
-            optimizer=Adam(self.learning_rate),
+            optimizer=Adam(float(self.learning_rate)),
             device=self.device,
             seed=seed,
             progress=bool(self.verbose),
@@ -291,7 +293,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             )
         single = self._batches(rows, train)  # with which a network is trained for real
         self.surrogate_.train_loader = single
-        self.surrogate_.budget = ht.Budget(epochs=self._epochs(single), optimizer=Adam(self.learning_rate))
+        self.surrogate_.budget = ht.Budget(epochs=self._epochs(single), optimizer=Adam(float(self.learning_rate)))
         self.history_ = self.surrogate_.history
 
     def _check_verify(self) -> None:
@@ -340,7 +342,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             metric=metric,
             val_loader=Batches(batches.rows, _ROWS, shuffle=False),
             epochs=max(1, round(share * self._epochs(batches))),
-            optimizer=Adam(share * self.learning_rate),
+            optimizer=Adam(share * float(self.learning_rate)),
             initialize="given" if fine else self._initialize(rows),
             device=Options(device=self.device).resolved_device(),
         )
@@ -379,7 +381,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         return self.surrogate_
 
     def _at(self, config: Config) -> nn.Module:
-        return self._surrogate().materialize(dict(config))
+        return self._surrogate().materialize(config)
 
     def _outputs(self, x: Any, config: Config | None) -> Tensor:
         """Of the network, (N, outputs), float64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
@@ -93,6 +94,23 @@ def test_a_misfit_is_refused_and_adds_nothing(surrogate, study, arguments, prepa
     with pytest.raises(ht.SpaceError, match=message):
         prefill(study, surrogate, **{"metrics": "loss", "n": 4, "progress": False, **arguments})
     assert len(study.trials) == before
+
+
+def test_numbers_of_numpy(surrogate, study):
+    """Also where the storage keeps JSON."""
+    other = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+    limits = {"constraints": {"size": np.float32(0.5)}, "progress": False}
+    prefill(study, surrogate, "loss", n=np.int64(3), seed=np.int64(1), **limits)
+    prefill(other, surrogate, "loss", n=3, seed=1, **limits)
+    assert [trial.params for trial in study.trials] == [trial.params for trial in other.trials]
+    assert {type(value) for trial in study.trials for value in trial.constraints.values()} == {float}
+
+
+@pytest.mark.parametrize("given", [{"n": True}, {"n": 2.0}, {"n": 2, "seed": "3"}])
+def test_what_is_no_whole_number_is_refused(surrogate, study, given):
+    name = list(given)[-1]
+    with pytest.raises(ht.SpaceError, match=f"`{name}` must be a whole number"):
+        prefill(study, surrogate, "loss", **given)
 
 
 def test_a_constraint_that_raises_at_the_last_setting_leaves_the_study_empty(surrogate, study):

@@ -348,6 +348,10 @@ def test_the_newest_checkpoint_that_can_be_read(tmp_path: Path) -> None:
     assert newest(folder, expected=False) is None
     first, second = checkpoints(tmp_path / "run", 1, 2)
     assert newest(folder, expected=True) == second.name
+    shutil.copytree(first, tmp_path / "run" / "checkpoint_best")  # a user's copies are no checkpoints of the run
+    shutil.copytree(first, tmp_path / "run" / f"{second.name}-copy")
+    (tmp_path / "run" / "checkpoint_notes").mkdir()
+    assert newest(folder, expected=True) == second.name
     next(second.glob("*.safetensors")).write_bytes(b"cut off")
     with pytest.warns(ht.HypertuneWarning, match=f"goes on from '.*{first.name}', because"):
         assert newest(folder, expected=True) == first.name

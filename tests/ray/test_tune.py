@@ -58,6 +58,8 @@ def test_settings_without_trials(surrogate: ht.Surrogate) -> None:
     alone = surrogate.evaluate_units(units)
     assert spread.keys() == alone.keys()
     np.testing.assert_allclose(spread["error"], alone["error"], rtol=1e-5)
+    of_numpy = evaluate_batch(surrogate, units[:3].numpy(), actors=np.int64(1), progress=False)
+    np.testing.assert_allclose(of_numpy["error"], alone["error"][:3], rtol=1e-5)
     configs = surrogate.space.from_unit(units[:3])
     np.testing.assert_allclose(evaluate_batch(surrogate, configs, progress=False)["size"], alone["size"][:3], rtol=1e-5)
     large = {"CPU": 3}  # of four in all: no second actor is waited for
@@ -124,7 +126,7 @@ def test_errors(surrogate: ht.Surrogate, tmp_path: Path) -> None:
         SurrogateSearch(surrogate, "error", others={"decay": FloatDistribution(0.0, 1.0)})
     with pytest.raises(ht.SpaceError, match="`mode` must be"):
         SurrogateSearch(surrogate, "error", mode="minimize")  # type: ignore[arg-type]
-    with pytest.raises(ht.OptionError, match="`actors` must be at least 1"):
+    with pytest.raises(ht.OptionError, match="`actors` must be a whole number of at least 1, but got 0"):
         evaluate_batch(surrogate, [problem.CONFIG], actors=0)
     with pytest.raises(ht.SpaceError, match="decay"):
         evaluate_batch(surrogate, [{"decay": 9.0, "dropout": 0.0}])

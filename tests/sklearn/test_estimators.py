@@ -80,6 +80,9 @@ def test_response_curve(fitted: HyperTuneClassifier) -> None:
     assert curve["loss"][3] == pytest.approx(fitted.surrogate_.evaluate(config)["loss"], rel=1e-5)
     with pytest.raises(ht.SpaceError, match="'width' is unknown"):
         fitted.response_curve("width")
+    with pytest.raises(ht.SpaceError, match="`points` must be a whole number of at least 1, but got 0"):
+        fitted.response_curve("dropout", points=0)
+    np.testing.assert_array_equal(fitted.response_curve("dropout", points=np.int64(7))["loss"], curve["loss"])
 
 
 def test_networks_are_made_finished_or_trained_anew() -> None:
@@ -472,6 +475,9 @@ def test_bad_questions(fitted: HyperTuneClassifier) -> None:
         fitted.predict(X, config={**CONFIG, "dropout": 0.9})
     with pytest.raises(ht.SpaceError, match="width"):
         fitted.set_config({**CONFIG, "width": 3})
+    for ask in (fitted.set_config, lambda config: fitted.predict(X, config=config)):
+        with pytest.raises(ht.SpaceError, match="One config is asked for here"):
+            ask([CONFIG, CONFIG])
     with pytest.raises(ValueError, match="Negative values"):
         classifier().fit(X, Y, sample_weight=-np.ones(len(X)))
 
