@@ -11,6 +11,8 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND ?= Agg
 
+FAST := "not slow and not gpu and not ray and not zoo"
+
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-rounding test-ray test-zoo test-all check lint types layers format wheel demo fashion bench \
 	bench-venv bench-smoke bench-gpu compatibility docs-tables clean
@@ -24,12 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-test: venv  ## the tests that every change must pass
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not ray and not zoo"
+test: venv  ## the tests that every change must pass, on all cores
+	$(BIN)/python -m pytest -q -n logical --dist worksteal -m $(FAST)
 
-test-rounding: venv  ## laws once more, with matrix products that round as on processors without AVX-512
-	MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest -q tests/test_laws_network.py tests/test_laws_surrogate.py \
-		tests/test_laws_evaluation.py tests/test_kernel.py tests/test_heads.py tests/test_truth.py
+test-rounding: venv  ## the same once more, with matrix products that round as on processors without AVX-512
+	MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest -q -n logical --dist worksteal -m $(FAST)
 
 test-ray: venv  ## tests that start Ray on this machine; some minutes
 	$(BIN)/python -m pytest -q -m "ray and not slow and not gpu"
