@@ -12,9 +12,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND ?= Agg
 
 FAST := "not slow and not gpu and not ray and not zoo"
+CORE := tests/test_laws_*.py tests/test_kernel.py tests/test_heads.py tests/test_training.py tests/test_truth.py \
+	tests/test_given_networks.py tests/test_batches.py tests/test_binding.py tests/test_storage.py tests/sklearn/test_table.py
+
+OLDEST := build/oldest
+# What is left out here is the oldest PyTorch itself, 2.6.0, whose builds for Linux bring gigabytes of CUDA packages.
+OLDEST_TORCH ?= 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-rounding test-ray test-zoo test-all check lint types layers format wheel demo fashion bench \
+.PHONY: help venv test test-rounding test-ray test-zoo test-oldest test-all check lint types layers format wheel demo fashion bench \
 	bench-venv bench-smoke bench-gpu compatibility docs-tables clean
 
 help:  ## list the targets
@@ -42,6 +48,15 @@ $(ZOO)/.installed: pyproject.toml constraints.txt
 
 test-zoo: $(ZOO)/.installed  ## networks of other packages, in an environment of their own
 	$(ZOO)/bin/python -m pytest -q tests/zoo
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	PIP_CONSTRAINT= $(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt "torch==$(OLDEST_TORCH)" \
+		-e ".[plots,sklearn]" beartype hypothesis pandas polars pytest pytest-xdist
+	touch $@
+
+test-oldest: $(OLDEST)/.installed  ## the core with the oldest versions that are allowed; PyTorch by OLDEST_TORCH=2.6.0
+	$(OLDEST)/bin/python -m pytest -q -n logical --dist worksteal -m $(FAST) $(CORE)
 
 test-all: venv  ## all tests; those whose device or extra is missing skip themselves
 	$(BIN)/python -m pytest -q

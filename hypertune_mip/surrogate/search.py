@@ -53,10 +53,31 @@ def minimize(measure: Measure, metric: str, *, candidates: int, starts: int, ste
     values of their start. A metric without a gradient, such as an error rate, leaves the best candidate. A setting at
     which the metric is NaN counts as worse than any other.
     """
+    units, values = _candidates(measure, metric, candidates, seed)
+    return _descended(measure, metric, units, values, starts=starts, steps=steps)
+
+
+def _candidates(
+    measure: Measure, metric: str, count: int, seed: int
+) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S"]]:
+    """Sobol settings and a metric there, infinite where it is NaN."""
+    with gradients(False):
+        units = measure.space.sample(count, seed=seed)
+        return units, _nan_last(_metric(measure(units), metric))
+
+
+def _descended(
+    measure: Measure,
+    metric: str,
+    units: Float[Tensor, "S d"],
+    values: Float[Tensor, "S"],
+    *,
+    starts: int,
+    steps: int,
+) -> Optimum:
+    """The best setting that descent from the best of some settings has met."""
     with gradients(False):
         space = measure.space
-        units = space.sample(candidates, seed=seed)
-        values = _nan_last(_metric(measure(units), metric))
         order = torch.argsort(values)[:starts]
         free = torch.tensor([dim.cells is None for dim in space.dimensions])
         best_units, best_values = units[order], values[order]
@@ -101,9 +122,10 @@ def diverse_best(
         apart: How far from all of those the chosen ones lie, at least, in some column.
     """
     space = measure.space
-    optimum = minimize(measure, metric, candidates=candidates, starts=8, steps=30, seed=seed)
-    units = torch.unique(space.sample(candidates, seed=seed), dim=0)
-    order = torch.argsort(_nan_last(_metric(measure(units), metric)))
+    sampled, values = _candidates(measure, metric, candidates, seed)
+    optimum = _descended(measure, metric, sampled, values, starts=8, steps=30)
+    units, places = torch.unique(sampled, dim=0, return_inverse=True)
+    order = torch.argsort(torch.empty(len(units), dtype=values.dtype).index_copy(0, places, values))
     units = torch.cat([space.to_unit(optimum.config), units[order]])
     if besides is not None:
         units = units[distance_to(units, besides) >= apart]

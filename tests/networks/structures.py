@@ -61,7 +61,7 @@ class Sampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, spread = self.encode(x).chunk(2, -1)
-        hidden = Normal(mean, spread.exp()).rsample() if self.training else mean
+        hidden = Normal(mean, spread.exp(), validate_args=False).rsample() if self.training else mean
         return torch.cat([self.decode(hidden), mean, spread], -1)
 
 
