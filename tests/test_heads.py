@@ -301,3 +301,23 @@ def test_a_structured_weight_shows_its_kind_and_shape() -> None:
         rule = HEADS[name].matrix_rule(layer.weight, layer)
         weight = rule.tensor(layer.weight, numbers(rule))
         assert repr(weight) == f"{kind}(shape=(6, 4))" and isinstance(weight, StructuredWeight)
+
+
+# Initialisation
+
+
+@pytest.mark.parametrize(("head", "sizes"), [(ht.RankOne, (400, 25)), (ht.LowRank, (8,)), (ht.Dense, (10_000,))])
+def test_each_block_of_numbers_has_the_scale_of_its_own_size(head: type[ht.Head], sizes: tuple[int, ...]) -> None:
+    """Kaiming by fan-out: a variance of 2 / (1 + 0.01^2) over the rows of the block, not of all blocks together."""
+    layer = nn.Linear(25, 400)
+    rule = head(initialization="fan_out").rule(layer.weight, layer)
+    assert rule.sizes == sizes
+    weight = torch.empty(rule.size, 64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rule.initialize(weight)
+    for block in weight.split(rule.sizes):
+        assert float(block.var()) == pytest.approx(2 / (1 + 1e-4) / len(block), rel=0.15)
+    zero = head().rule(layer.weight, layer)
+    zero.initialize(weight)
+    assert not bool(weight.any())

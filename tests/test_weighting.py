@@ -132,3 +132,26 @@ def test_a_loss_of_zero_has_a_finite_weight(losses: tuple[float, float]) -> None
     for _ in range(2):
         assert np.isfinite(of(weights, np.array(losses), x, progress=0.0, settings=2)).all()
         weights.observe(np.array(losses), x, progress=0.0)
+
+
+def test_the_regression_stays_well_posed_however_long_it_forgets() -> None:
+    """A categorical's columns sum to 1, as does the constant: without a ridge that is kept up they end as nothing."""
+    weights = SettingWeights(2)
+    for step in range(3000):
+        kind = np.eye(2)[[step % 2, (step // 3) % 2]]
+        weights.observe(np.exp(kind @ [1.0, 2.0]), kind, progress=1.0)
+    smallest = np.linalg.eigvalsh(weights.state_dict()["gram"].numpy())[0]
+    assert smallest > 0.9e-2
+    got = of(weights, None, np.eye(2), progress=1.0, settings=2)
+    np.testing.assert_allclose(got * np.exp([1.0, 2.0]), 0.5, rtol=0.01)
+
+
+def test_no_setting_weighs_as_if_its_loss_were_outside_of_what_was_seen() -> None:
+    weights = SettingWeights(1)
+    generator = np.random.default_rng(0)
+    for _ in range(STEPS):  # on the left half only, where losses go from 1 to e^5
+        x = 0.5 * generator.random((4, 1))
+        weights.observe(np.exp(10 * x[:, 0]), x, progress=1.0)
+    low, high = of(weights, None, column(-1.0, 1.5), progress=1.0, settings=2)
+    assert 0.5 * np.exp(-5) < high < 0.6 * np.exp(-4.5)
+    assert 0.5 * np.exp(-0.5) < low <= 0.5
