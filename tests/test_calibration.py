@@ -357,7 +357,7 @@ def test_errors() -> None:
         chosen.verify("accuracy")
     with pytest.raises(ht.SpaceError, match="`settings`"):
         chosen.verify("error", settings=0)
-    with pytest.raises(ht.SpaceError, match="`best` must lie between 0 and `settings`, 4, but got 5"):
+    with pytest.raises(ht.SpaceError, match="`best` must be a whole number between 0 and 4, but got 5"):
         chosen.verify("error", settings=4, best=5)
     with pytest.raises(ht.DataError, match="call `verify` first"):
         chosen.calibrate()
