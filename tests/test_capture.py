@@ -77,8 +77,12 @@ def test_replayed_gradients_are_those_of_the_step() -> None:
     torch.testing.assert_close(gradients(problem, problem.captured(record(Faithful)), batches), expected)
 
 
-def test_a_step_that_changes_between_epochs_is_found_out() -> None:
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_a_step_that_changes_between_epochs_is_found_out(size: float) -> None:
+    """However small its gradients are: what counts is the share by which they differ."""
     problem = Problem()
+    with torch.no_grad():
+        problem.weight.mul_(size)
     captured = problem.captured(record(Faithful))
     captured(torch.ones(3))
     assert captured.refused is None

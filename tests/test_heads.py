@@ -303,6 +303,22 @@ def test_a_structured_weight_shows_its_kind_and_shape() -> None:
         assert repr(weight) == f"{kind}(shape=(6, 4))" and isinstance(weight, StructuredWeight)
 
 
+def test_formulas() -> None:
+    """What numbers mean: they are kept in files."""
+    layer = nn.Linear(5, 3)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    scaling = ht.RankOne().rule(weight, layer)
+    n = numbers(scaling)
+    row, column = n.split([3, 5])
+    torch.testing.assert_close(scaling.form(weight, n), weight * torch.outer(1 + row, 1 + column))
+    additive = ht.Dense().rule(weight, layer)
+    n = numbers(additive)
+    torch.testing.assert_close(additive.form(weight, n), weight + n.reshape(3, 5))
+    shift = ht.RankOne().rule(bias, layer)
+    n = numbers(shift)
+    torch.testing.assert_close(shift.form(bias, n), bias + n)
+
+
 # Initialisation
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hypertune_mip as ht
 from hypertune_mip.execution import Execution
+from hypertune_mip.execution.choice import small_parameters
 
 SPACE = ht.SearchSpace({"a": FloatDistribution(0.0, 1.0)})
 EVERY_MAPPING = pytest.mark.parametrize("mapping", ["vmap", "loop"])
@@ -401,6 +402,30 @@ def test_a_fallback_has_the_random_numbers_of_the_loop() -> None:
     for result, mapping in zip(results, ("loop", "auto", "auto"), strict=True):
         assert result.shape == (3, 4, 3), (mapping, network_of_all.keys())
     torch.testing.assert_close(results[1] == 0, results[0] == 0)
+
+
+def test_hooks_of_saved_tensors_are_no_checkpoint() -> None:
+    class Hooked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+                return self.inner(x).tanh()
+
+    network, units, x = Hooked(), SPACE.sample(2), torch.randn(4, 3)
+    mapped, looped = (hypernet(network, mapping=m)(output, units, x, split=False) for m in ("vmap", "loop"))
+    torch.testing.assert_close(mapped, looped)
+    mapped.sum().backward()
+
+
+def test_a_parameter_is_small_that_has_no_more_elements_than_its_layers_activations() -> None:
+    network = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 8, bias=False))
+    names = ["0.weight", "1.weight"]  # of 16 and 32 elements; 2 examples are 16 and 24 activations
+    assert small_parameters(network, names, lambda: network(torch.zeros(2, 4))) == ["0.weight"]
+    assert small_parameters(network, names, lambda: network(torch.zeros(3, 4))) == names
+    assert small_parameters(network, names, lambda: network(torch.zeros(1, 4))) == []
 
 
 NOISES: dict[str, Any] = {
