@@ -34,6 +34,14 @@ class ReadsTheRate(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop.p if self.training else 0.0)
 
 
+class Causal(ReadsTheRate):
+    """The same by positional arguments, each place seeing those before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v, None, self.drop.p if self.training else 0.0, True)
+
+
 class ReadsANumber(nn.Module):
     """Keeps its rate as a number, as many transformers do."""
 
@@ -89,6 +97,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "alpha": lambda: nn.Sequential(nn.Linear(8, 8), nn.AlphaDropout(0.5)),
     "alpha, channels": lambda: nn.Sequential(nn.Linear(8, 8), nn.FeatureAlphaDropout(0.5)),
     "a rate that is read": ReadsTheRate,
+    "a rate by its place": Causal,
     "a number": ReadsANumber,
     "attention": SelfAttention,
     "encoder": lambda: nn.TransformerEncoderLayer(8, 2, 8, dropout=0.5, batch_first=True),
@@ -114,6 +123,7 @@ def test_every_kind_of_dropout_follows_the_setting(name: str, mapping: Any) -> N
     torch.testing.assert_close(first[0], second[0])
     assert not torch.allclose(first[1], second[1])
     first.square().mean().backward()
+    torch.testing.assert_close(first[0], hypernet.eval()(output, units, x, split=False)[0], rtol=1e-4, atol=1e-5)
     still, again = (hypernet.eval()(output, units, x, split=False) for _ in range(2))
     torch.testing.assert_close(still, again)
 

@@ -319,6 +319,19 @@ def test_formulas() -> None:
     torch.testing.assert_close(shift.form(bias, n), bias + n)
 
 
+@every_head
+def test_an_embedding_that_scales_gradients_by_frequency_does_so(head: str) -> None:
+    layer = nn.Embedding(5, 4, scale_grad_by_freq=True)
+    rule, index = HEADS[head].rule(layer.weight, layer), torch.tensor([0, 0, 0, 2])
+    gradients = []
+    for form in (False, True):
+        theta_0 = layer.weight.detach().clone().requires_grad_()
+        weight = rule.tensor(theta_0, numbers(rule))
+        run(layer, plain(weight) if form else weight, index).sum().backward()
+        gradients.append(theta_0.grad)
+    torch.testing.assert_close(*gradients)
+
+
 # Initialisation
 
 
