@@ -591,6 +591,7 @@ def test_binding_what_is_not_there() -> None:
         ({"settings_per_step": "many"}, r"`settings_per_step`.* but got 'many'"),
         ({"batching": "whole"}, r"`batching` must be one of \('auto', 'split', 'full'\), but got 'whole'"),
         ({"precision": "int8"}, r"`precision` must be one of .* but got 'int8'"),
+        ({"execution": "fast"}, r"`execution` must be one of .* but got 'fast'"),
         ({"endpoints": 1.0}, r"`endpoints` must lie in \[0, 1\), but got 1\.0"),
         ({"endpoints": -0.1}, r"`endpoints` must lie in \[0, 1\), but got -0\.1"),
         ({"gradient_clip": 0.0}, r"`gradient_clip` must be positive or None, but got 0\.0"),

@@ -294,6 +294,18 @@ def test_attention_is_that_of_each_setting(mask: Any) -> None:
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mapping", ["vmap", "loop"])
+def test_attention_with_a_mask_of_numbers_is_served_under_autocast(mapping: Any) -> None:
+    network, x, units = OwnAttention(torch.randn(5, 5), False), torch.randn(3, 5, 8), SPACE.sample(2)
+    this = hypernet(network, mapping=mapping)
+    expected = this(output, units, x, split=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = this(output, units, x, split=False)
+        bare = hypernet(OwnAttention(None, False), mapping=mapping)(output, units, x, split=False)
+    assert lowered.dtype == bare.dtype == torch.bfloat16
+    torch.testing.assert_close(lowered.float(), expected, rtol=5e-2, atol=5e-2)
+
+
 def test_attention_under_vmap_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings are folded into the batch, so torch's own backends run, whose memory does not grow with length^2."""
     calls: list[torch.Size] = []

@@ -30,9 +30,10 @@ from small_problem import (
 from torch import Tensor, nn
 
 import hypertune_mip as ht
-from hypertune_mip.training import Options
+from hypertune_mip.training import Options, train
 from hypertune_mip.training.settings import SettingsStream
 from hypertune_mip.training.step import TrainingStep, automatic_settings, is_small, settings_of_a_step, split_batch
+from hypertune_mip.training.strategy import SingleProcess
 
 EPOCHS = 4
 
@@ -414,3 +415,41 @@ def test_a_moved_stream_goes_on_where_the_other_one_stopped() -> None:
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.draw(6), second.draw(6))
     assert not torch.equal(SettingsStream(SPACE, seed=4).draw(6), SettingsStream(SPACE, seed=3).draw(6))
+
+
+# Ways and places to train
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(3, 0), (140, 1)])  # of 3 steps each; 400 are worth a measurement
+def test_ways_to_run_a_step_are_measured_once_and_in_long_runs_only(
+    epochs: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(step: Callable[[Any], None], ways: Any, device: torch.device) -> dict[Any, float]:
+        calls.append(ways)
+        return {way: float(i == 0) for i, way in enumerate(ways)}
+
+    monkeypatch.setattr("hypertune_mip.training.gradients.measured", counted)
+    surrogate = fit(epochs=epochs)
+    assert len(calls) == expected
+    if expected:
+        assert surrogate.execution is not None
+        assert surrogate.execution["execution"] == calls[0][1].to_json()  # the fastest, as it was told
+
+
+def test_a_strategy_sees_every_epoch() -> None:
+    class Counted(SingleProcess):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Any] = []
+
+        def start_epoch(self, epoch: int) -> None:
+            self.seen.append(epoch)
+
+        def end_epoch(self, record: dict[str, Any], save: Any) -> None:
+            self.seen.append(record["epoch"])
+
+    strategy = Counted()
+    train(hypernet(), loss, loader(), Options(epochs=2, progress=False), strategy=strategy)
+    assert strategy.seen == [1, 1, 2, 2]

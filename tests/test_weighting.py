@@ -155,3 +155,15 @@ def test_no_setting_weighs_as_if_its_loss_were_outside_of_what_was_seen() -> Non
     low, high = of(weights, None, column(-1.0, 1.5), progress=1.0, settings=2)
     assert 0.5 * np.exp(-5) < high < 0.6 * np.exp(-4.5)
     assert 0.5 * np.exp(-0.5) < low <= 0.5
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.1, 1.0])
+def test_the_unit_of_the_loss_does_not_matter(progress: float) -> None:
+    """Losses a trillion times as large weigh a trillionth, also where small ones lead."""
+    x, got = column(0.0, 0.5, 1.0), []
+    for scale in (1.0, 1e12):
+        weights = SettingWeights(1)
+        for _ in range(STEPS):
+            weights.observe(scale * np.exp(1 + 2 * x[:, 0]), x, progress=progress)
+        got.append(scale * of(weights, None, x, progress=progress, settings=3))
+    np.testing.assert_allclose(got[1], got[0], rtol=0.05)  # a ridge looks at the size of logs
