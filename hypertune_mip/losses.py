@@ -51,8 +51,8 @@ def cross_entropy(
         examples = logits.numel() // logits.shape[axis]
         exact, smooth = -(target * weighted).sum() / examples, -weighted.mean(axis).sum() / examples
     else:
-        exact, smooth = _mean_of_classes(-weighted, target, weight, ignore_index, axis)
-    return exact + label_smoothing * (smooth - exact)
+        exact, smooth = _mean_of_classes(-weighted, target.long(), weight, ignore_index, axis)
+    return _smoothed(exact, smooth, label_smoothing)
 
 
 def focal(
@@ -69,8 +69,15 @@ def focal(
     """
     log_p = logits.log_softmax(1)
     losses = -((1 - log_p.exp()).clamp_min(_FOCAL_FLOOR) ** gamma) * log_p
-    exact, smooth = _mean_of_classes(losses, target, None, ignore_index, 1)
-    return exact + label_smoothing * (smooth - exact)
+    exact, smooth = _mean_of_classes(losses, target.long(), None, ignore_index, 1)
+    return _smoothed(exact, smooth, label_smoothing)
+
+
+def _smoothed(exact: Tensor, smooth: Tensor, share: Number) -> Tensor:
+    """Without smoothing a class that cannot be, of logit -inf, does not matter."""
+    if not isinstance(share, Tensor) and share == 0:
+        return exact
+    return exact + share * (smooth - exact)
 
 
 def _mean_of_classes(

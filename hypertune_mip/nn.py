@@ -6,6 +6,7 @@ import copy
 import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ class Dropout(ConfigModule):
 
     Args:
         hyperparameter: Name of the rate in the search space, or a fixed rate in [0, 1).
+        inplace: Whether activations are changed in place; data that the network is given never are.
 
     Example:
         >>> nn.Sequential(nn.Linear(4, 4), Dropout("dropout"))
@@ -31,10 +33,11 @@ class Dropout(ConfigModule):
         )
     """
 
-    def __init__(self, hyperparameter: str | float) -> None:
+    def __init__(self, hyperparameter: str | float, *, inplace: bool = False) -> None:
         """See the class."""
         super().__init__()
         self.hyperparameter = hyperparameter
+        self.inplace = inplace
         if not isinstance(hyperparameter, str):
             self.check_range(hyperparameter, hyperparameter)
 
@@ -48,11 +51,14 @@ class Dropout(ConfigModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with each element zeroed with probability p and the rest scaled by 1 / (1 - p)."""
-        return dropout(x, self.value()) if self.training else x
+        if not self.training:
+            return x
+        dropped = dropout(x, self.value())
+        return x.copy_(dropped) if self.inplace and x.requires_grad else dropped
 
     def resolved(self, value: float) -> nn.Module:
         """`torch.nn.Dropout` at this rate."""
-        return nn.Dropout(value)
+        return nn.Dropout(value, self.inplace)
 
     def check_range(self, low: float, high: float) -> None:
         """Raise SpaceError unless 0 <= low and high < 1."""
@@ -129,17 +135,18 @@ def bind(network: nn.Module, rates: Mapping[str, str]) -> nn.Module:
         if not any(number.matches(pattern) for number in numbers):
             known = sorted({number.name for number in numbers if number.dropout})
             raise NetworkError(f"{pattern!r} matches no dropout and no number; the network's dropout is {known}.")
-    layers: dict[int, str] = {}
+    layers: dict[int, Dropout] = {}
     left = []
     for number in numbers:
         hyperparameter = next((name for pattern, name in rates.items() if number.matches(pattern)), None)
         if hyperparameter is None:
             covered = any(fnmatch.fnmatchcase(number.path, pattern) for pattern in rates)
-            if covered and number.drops and vars(number.module)[number.attribute] > 0:
-                left.append(f"{number.name} = {vars(number.module)[number.attribute]:g}")
+            if covered and number.drops and 0.0 < number.value <= 1.0:
+                left.append(f"{number.name} = {number.value:g}")
         elif type(number.module) is nn.Dropout:
-            layers.setdefault(id(number.module), hyperparameter)
-        else:
+            layer = Dropout(hyperparameter, inplace=number.module.inplace).train(number.module.training)
+            layers.setdefault(id(number.module), layer)
+        elif not isinstance(vars(number.module)[number.attribute], Hyperparameter):  # as at its first place
             vars(number.module)[number.attribute] = Hyperparameter(hyperparameter)
     if left:
         warnings.warn(
@@ -150,7 +157,7 @@ def bind(network: nn.Module, rates: Mapping[str, str]) -> nn.Module:
         )
 
     def replacement(name: str, module: nn.Module) -> nn.Module:
-        return Dropout(layers[id(module)]).train(module.training) if id(module) in layers else module
+        return layers.get(id(module), module)
 
     return _replaced(bound, replacement)
 
@@ -161,6 +168,7 @@ class _Number(NamedTuple):
     path: str
     module: nn.Module
     attribute: str
+    value: float
 
     @property
     def name(self) -> str:
@@ -171,8 +179,8 @@ class _Number(NamedTuple):
 
     @property
     def dropout(self) -> bool:
-        """Whether it is a rate of dropout, as far as names tell."""
-        return is_rate(self.module, self.attribute)
+        """Whether it is a rate of dropout, as far as names and its value tell."""
+        return is_rate(self.module, self.attribute) and 0.0 <= self.value <= 1.0
 
     @property
     def drops(self) -> bool:
@@ -203,8 +211,10 @@ def _numbers_in(network: nn.Module) -> Iterator[_Number]:
     for path, module in network.named_modules(remove_duplicate=False):
         if not isinstance(module, ConfigModule):
             for attribute, value in list(vars(module).items()):
-                if isinstance(value, float) or (is_rate(module, attribute) and type(value) is int):
-                    yield _Number(path, module, attribute)
+                if isinstance(value, Real) and not isinstance(value, (bool, Integral)):
+                    yield _Number(path, module, attribute, float(value))
+                elif isinstance(value, int) and value == 0 and not isinstance(value, bool):
+                    yield _Number(path, module, attribute, 0.0)  # a rate may be written so
 
 
 def resolve(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:

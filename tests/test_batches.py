@@ -115,7 +115,7 @@ def test_structure_tells_trees_apart(first: Any, second: Any) -> None:
     ("batch", "size"),
     [
         ((X, Y), 8),
-        ({"x": X, "y": Y, "edges": torch.zeros(2, 30), "scale": torch.tensor(1.0)}, 8),
+        ({"x": X, "edges": torch.zeros(2, 30), "scale": torch.tensor(1.0), "batch_size": 4}, 4),
         ([X, None, "name"], 8),
         (Graphs(torch.zeros(20, 3), Y, torch.zeros(2, 30)), 8),
         ({"graphs": Graphs(torch.zeros(20, 3), Y, torch.zeros(2, 30)), "x": torch.zeros(20, 3)}, 8),
@@ -133,8 +133,9 @@ def test_a_sparse_tensor_is_kept_like_any_other() -> None:
 
 
 def test_a_batch_that_leaves_open_how_many_examples_it_holds_is_warned_of() -> None:
-    with pytest.warns(ht.HypertuneWarning, match=r"taken for 8.*`batch_size`"):
-        assert batch_size((X, torch.zeros(2, 30))) == 8
+    for batch in ((X, torch.zeros(2, 30)), {"x": X, "y": Y, "edges": torch.zeros(2, 30)}):
+        with pytest.warns(ht.HypertuneWarning, match=r"taken for 8.*`batch_size`"):
+            assert batch_size(batch) == 8
 
 
 class Net(nn.Module):
@@ -168,7 +169,7 @@ KINDS: dict[str, tuple[Any, Callable[..., Tensor], str]] = {
     "none, divided": ({"x": X, "y": Y, "edges": None}, error_of_dict, "split"),
     "scalars, divided": ({"x": X, "y": Y, "scale": torch.tensor(2.0), "temperature": 0.5}, error_of_dict, "split"),
     "names": ({"x": X, "y": Y, "names": ["a"] * 8}, error_of_dict, "full"),
-    "edges": ({"x": X, "y": Y, "edges": EDGES}, error_of_dict, "full"),
+    "edges": ({"x": X, "y": Y, "edges": EDGES, "batch_size": 8}, error_of_dict, "full"),
     "dataclass, divided": (Example(X, Y), error_of_object, "split"),
     "graphs": (Graphs(X, Y, EDGES), error_of_object, "auto"),
 }

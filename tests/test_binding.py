@@ -286,6 +286,98 @@ def test_attention_without_dropped_weights_is_pytorchs(options: dict[str, Any], 
     torch.testing.assert_close(dropout.attention(q, k, v, mask, 0.0, **options), expected)
 
 
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_a_query_that_may_attend_to_nothing_gets_zeros_and_no_bad_gradient(mapping: Any) -> None:
+    class Masked(ReadsTheRate):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            mask = torch.ones(5, 5, dtype=torch.bool)
+            mask[2] = False
+            return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.drop.p if self.training else 0.0)
+
+    hypernet = ht.HyperNetwork(ht.nn.bind(Masked(), {"*": "rate"}), SPACE, mapping=mapping).train()
+    found = hypernet(output, SPACE.sample(2), torch.randn(4, 5, 8), split=False)
+    assert not bool(found[:, :, 2].any()) and bool(torch.isfinite(found).all())
+    found.sum().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in hypernet.parameters() if p.grad is not None)
+
+
+def test_attention_takes_a_mask_or_is_causal() -> None:
+    q = torch.randn(1, 1, 3, 4)
+    with pytest.raises(RuntimeError, match="both"):
+        dropout.attention(q, q, q, torch.ones(3, 3, dtype=torch.bool), 0.1, is_causal=True)
+
+
+def test_large_numbers_of_half_length_do_not_overflow() -> None:
+    q = torch.full((1, 1, 3, 64), 40.0, dtype=torch.float16)
+    assert bool(torch.isfinite(dropout.attention(q, q, q)).all())
+
+
+@pytest.mark.parametrize("rate", [0.002, 0.01])
+def test_small_rates_are_kept_in_half_types(rate: float) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dropped = (dropout.dropout(torch.ones(10 * MANY, dtype=torch.bfloat16), torch.tensor(rate)) == 0).float().mean()
+    assert float(dropped) == pytest.approx(rate, rel=0.15)
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("functional", [False, True])
+def test_dropout_in_place_changes_activations_and_leaves_data(functional: bool, mapping: Any) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.drop, self.dropout = nn.Linear(8, 8), nn.Dropout(0.5, inplace=True), 0.5
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inner(x)
+            if functional:
+                F.dropout(h, self.dropout, self.training, True)
+            else:
+                self.drop(h)  # its result is not looked at
+            return h
+
+    hypernet = ht.HyperNetwork(ht.nn.bind(InPlace(), {"*": "rate"}), SPACE, mapping=mapping).train()
+    assert hypernet.network.drop.inplace
+    x = torch.randn(64, 8)
+    found = hypernet(output, SPACE.to_unit([{"rate": 0.0}, {"rate": 0.8}]), x, split=False)
+    share = (found == 0).float().mean((1, 2))
+    assert float(share[0]) == 0 and float(share[1]) == pytest.approx(0.8, abs=0.1)
+    found.sum().backward()
+    first = nn.Sequential(ht.nn.Dropout("rate", inplace=True), nn.Linear(8, 1))
+    on_data = ht.HyperNetwork(first, SPACE, mapping=mapping)
+    before = x.clone()
+    on_data.train()(output, SPACE.sample(3), x, split=False)
+    assert torch.equal(x, before)
+
+
+def test_what_is_no_rate_is_left_though_its_name_says_dropout() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout_samples, self.dropout_every, self.dropout_rate = 5, 2.0, np.float32(0.25)
+
+    bound = ht.nn.bind(Counts(), {"*": "rate"})
+    assert (bound.dropout_samples, bound.dropout_every) == (5, 2.0)
+    assert repr(bound.dropout_rate) == "Hyperparameter('rate')"
+
+
+def test_a_number_at_two_places_is_bound_by_the_first_pattern() -> None:
+    shared = ReadsANumber()
+    bound = ht.nn.bind(nn.ModuleDict({"a": shared, "b": shared}), {"a": "first", "*": "second"})
+    assert bound["b"].attention_dropout.name == "first"
+
+
+@pytest.mark.parametrize("mapping", ["auto", "loop"])
+def test_a_rate_that_is_rounded_or_asked_for_its_type_is_served(mapping: Any) -> None:
+    class Rounds(ReadsANumber):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(self.inner(x), round(self.attention_dropout, 2), training=self.training)
+
+    hypernet = ht.HyperNetwork(ht.nn.bind(Rounds(), {"*": "rate"}), SPACE, mapping=mapping).train()
+    assert hypernet(output, SPACE.sample(2), torch.randn(4, 8), split=False).shape == (2, 4, 8)
+
+
 def test_attention_drops_weights() -> None:
     q = torch.zeros(1, 1, 2000, 4)
     values = torch.ones(1, 1, 2000, 1)

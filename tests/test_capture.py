@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hypertune_mip.execution.capture import Captured, Recording, Step
+from hypertune_mip.execution.capture import Captured, Recording, Step, _shapes
 
 CPU = torch.device("cpu")
 
@@ -154,3 +155,18 @@ def test_a_smaller_batch_runs_outside() -> None:
     problem.calls = 0
     captured(torch.ones(1))
     assert problem.calls == 1 and Faithful.made == before + 1 and captured.refused is None
+
+
+def test_a_batch_with_other_objects_is_never_replayed() -> None:
+    """What is in them may change unseen; and they may not be comparable at all."""
+    problem = Problem()
+    step = lambda batch: problem.step(batch["x"])  # noqa: E731
+    captured = Captured(step, [problem.weight, problem.unused], CPU, record=lambda step, inputs, device: step)
+    for extra in (np.zeros(3), object()):
+        before = problem.calls
+        batch = {"x": torch.ones(3), "extra": extra}
+        captured(batch)
+        captured(batch)
+        assert problem.calls > before
+    assert _shapes([{"x": torch.ones(3), "name": "a"}]) == _shapes([{"x": torch.zeros(3), "name": "a"}])
+    assert _shapes([np.zeros(3)]) != _shapes([np.zeros(3)])

@@ -139,6 +139,15 @@ class FrozenBody(nn.Module):
         return self.head(self.norm(self.body(x)))
 
 
+def test_a_trainable_part_in_evaluation_mode_is_trained_and_named() -> None:
+    """Pretrained networks come in evaluation mode, and stand in new ones that are in training mode."""
+    network = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)).eval(), nn.Linear(4, 1))
+    with pytest.warns(ht.HypertuneWarning, match=r"modules \['0'\] are in evaluation mode.*network\.train\(\)"):
+        hypernet = ht.HyperNetwork(network, SPACE).train()
+    assert hypernet.network[0][1].training
+    ht.HyperNetwork(network.train(), SPACE)
+
+
 def body_by_hand() -> nn.Module:
     network = FrozenBody(by_hand=True)
     assert network.training and not network.body.training
@@ -213,9 +222,18 @@ def test_running_statistics_come_from_batches_as_training_takes_them(known: str)
     functions = {"loss": own_loss} if known == "loss" else {"metric": own_metric, "val_loader": batches}
     network = ht.Surrogate(hypernet, **functions).materialize(CONFIG, recalibrate=batches)
     torch.testing.assert_close(network.norm.running_mean, X.mean(0))
+    assert all(p.grad is None for p in network.parameters())
     assert network.norm.momentum == 0.3 and not network.training
     with pytest.raises(ht.DataError, match="no batch"):
         ht.Surrogate(hypernet, **functions).materialize(CONFIG, recalibrate=[])
+
+
+def test_running_statistics_have_the_networks_own_type() -> None:
+    normed = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+    surrogate = ht.Surrogate(ht.HyperNetwork(normed, SPACE), loss=loss)
+    network = surrogate.materialize(CONFIG, recalibrate=[(X.double(), Y)])
+    assert network[0].running_mean.dtype == torch.float64
+    network(X[:1].double())
 
 
 # Several number types
@@ -307,7 +325,23 @@ FRESH: dict[str, Callable[[], nn.Module]] = {
     "transformer": lambda: nn.TransformerEncoderLayer(8, 2, 16),
     "recurrent": lambda: nn.GRU(4, 8),
 }
+
+
+def with_weights(network: nn.Module, change: Callable[[Tensor], Any]) -> nn.Module:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            change(parameter)
+    return network
+
+
 OWN: dict[str, Callable[[], nn.Module]] = {
+    "few numbers": lambda: with_weights(nn.Linear(3, 1), lambda p: p.copy_(torch.tensor([5.0, -3, 2])[: p.numel()])),
+    "one number": lambda: with_weights(nn.Conv2d(1, 1, 1), lambda p: p.fill_(100.0)),
+    "few numbers, scaled": lambda: with_weights(
+        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), lambda p: p.mul_(4.0).add_(p.sign())
+    ),
+    "normal numbers alone": lambda: nn.Sequential(nn.Embedding(50, 8), nn.Embedding(50, 8)),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
     "of its own": OwnInitialisation,
     "trained a little": lambda: trained(wide(), 3),
     "trained": lambda: trained(wide(), 100),
@@ -360,6 +394,31 @@ def test_real_training_starts_from_weights_of_ones_own() -> None:
     assert untrained(wide()).train([CONFIG], seeds=3, progress=False)["error"].std() > 0
     made = untrained(network, initialize=OwnInitialisation).train([CONFIG], seeds=3, progress=False)["error"]
     assert made.std() > 0
+
+
+def test_stored_trainings_are_those_of_the_same_frozen_part(tmp_path: Any) -> None:
+    networks = [nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)) for _ in range(2)]
+    for network in networks:
+        network[0].requires_grad_(False)
+    untrained(networks[0], folder=tmp_path).train([CONFIG], progress=False)
+    untrained(networks[0], folder=tmp_path).train([CONFIG], progress=False)
+    with pytest.raises(ht.StorageError, match="given was"):
+        untrained(networks[1], folder=tmp_path)
+
+
+def test_networks_with_frozen_parts_of_their_own_are_trained_apart() -> None:
+    def make() -> nn.Module:
+        network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        network[0].requires_grad_(False)
+        return network
+
+    configs = [CONFIG | {"decay": decay} for decay in (1e-3, 1e-2, 1e-1)]
+    options: dict[str, Any] = {"initialize": make, "epochs": 3, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    stacked, alone = (
+        untrained(make(), parallel=parallel, **options).train(configs, common=False, progress=False)["error"]
+        for parallel in (16, 1)
+    )
+    np.testing.assert_allclose(stacked, alone, rtol=1e-5)
 
 
 def test_fresh_weights_leave_what_is_frozen() -> None:

@@ -166,3 +166,10 @@ def test_a_layer_with_a_fixed_number_needs_no_config() -> None:
             ht.nn.Dropout(wrong)
     with pytest.raises(ht.SpaceError, match="negative"):
         ht.nn.GaussianNoise(-1.0)
+
+
+def test_a_class_that_cannot_be_does_not_spoil_the_loss() -> None:
+    logits, target = torch.tensor([[1.0, 2.0, -torch.inf]]), torch.tensor([0], dtype=torch.uint8)
+    expected = nn.functional.cross_entropy(logits, target)
+    torch.testing.assert_close(ht.losses.cross_entropy(logits, target), expected)
+    torch.testing.assert_close(ht.losses.focal(logits, target, gamma=0.0), expected)

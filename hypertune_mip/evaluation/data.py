@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,15 +37,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
 def batch_size(batch: Any) -> int:
     """Number of examples N of a batch.
 
-    It is what the batch, or an object in it, says of itself (`batch_size`, or a batch of graphs' `num_graphs`), or else
-    the first dimension of its tensors. Tensors may count other things than examples, such as the edges of a graph: then
-    it is what most of them have.
+    It is what the batch, or an object in it, says of itself (`batch_size`, or a batch of graphs' `num_graphs`; in a
+    dict by that key), or else the first dimension of its tensors. Tensors may count other things than examples, such as
+    the edges of a graph: then it is what most of them have.
 
     Raises:
         DataError: If nothing in the batch tells.
 
     Warns:
-        HypertuneWarning: If as many tensors have one first dimension as another.
+        HypertuneWarning: If tensors have different first dimensions, and nothing says which is that of the examples.
     """
     for item in (batch, *leaves(batch)):
         if not isinstance(item, Tensor) and (said := _said(item)) is not None:
@@ -56,11 +56,11 @@ def batch_size(batch: Any) -> int:
             "A batch must hold tensors whose first dimension is the examples, or say how many it holds by its"
             f" `batch_size` or `num_graphs`; got {_shown(batch)}."
         )
-    (size, most), *others = sizes.most_common()
-    if others and others[0][1] == most:
+    size = sizes.most_common(1)[0][0]
+    if len(sizes) > 1:
         warnings.warn(
             f"How many examples does a batch of {_shown(batch)} hold? It is taken for {size}, by which means over"
-            " batches are weighted. Give the batch an attribute `batch_size` to say so.",
+            " batches are weighted. Give the batch an attribute or a key `batch_size` to say so.",
             HypertuneWarning,
             stacklevel=2,
         )
@@ -69,7 +69,7 @@ def batch_size(batch: Any) -> int:
 
 def _said(item: Any) -> int | None:
     for name in ("num_graphs", "batch_size"):
-        size = getattr(item, name, None)
+        size = item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
         if isinstance(size, tuple) and size:
             size = size[0]
         if isinstance(size, int):

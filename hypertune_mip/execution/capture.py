@@ -190,6 +190,12 @@ def _distance(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> float:
 
 
 def _shapes(inputs: Sequence[Any]) -> Any:
-    """What must be the same for a recording to serve: shapes, types, and all that is no tensor."""
+    """What must be the same for a recording to serve: shapes, types, and plain values; no other object ever is."""
+
+    def shown(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.shape, leaf.dtype
+        return leaf if leaf is None or isinstance(leaf, (str, bool, int, float)) else object()
+
     inputs = tuple(inputs)
-    return structure(inputs), [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves(inputs)]
+    return structure(inputs), [shown(leaf) for leaf in leaves(inputs)]

@@ -200,7 +200,8 @@ class Kernel:
                 return at_once(work, parameters)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, NotImplementedError, vectorised.RecomputesError) as error:  # as vmap's own errors are
+            # RuntimeError is vmap's own; TypeError is Python's, of a tensor in a number's place
+            except (RuntimeError, TypeError, vectorised.RecomputesError) as error:
                 message = (
                     f"{self._culprit(error)} cannot run for many settings at once: {error} Avoid that operation, or"
                     ' pass HyperNetwork(..., mapping="loop").'

@@ -101,6 +101,7 @@ class Swap:
         the network's own state, one for all settings.
         """
         before = [(path, _Before.of(module)) for path, module in self._modules]
+        configs = [layer.active for layer in self._configured]
         stand_ins = [vars(module)[attribute] for module, attribute, _ in self._numbers]
         try:
             with self._places.holding(tensors), active(config):
@@ -111,8 +112,8 @@ class Swap:
                     vars(module)[attribute] = values[name]
                 yield
         finally:
-            for layer in self._configured:
-                layer.active = None
+            for layer, former in zip(self._configured, configs, strict=True):
+                layer.active = former
             for (module, attribute, _), stand_in in zip(self._numbers, stand_ins, strict=True):
                 vars(module)[attribute] = stand_in
             for path, state in before:

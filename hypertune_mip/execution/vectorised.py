@@ -167,7 +167,8 @@ def _with_rate(
     kind, unbatched, on = _OF_RATES[function]
     if not (on if training is None else training):
         return input
-    return kind(input, p, input.ndim in unbatched)
+    dropped = kind(input, p, input.ndim in unbatched)
+    return input.copy_(dropped) if inplace and _requires_grad(input) else dropped
 
 
 def _attention(

@@ -19,7 +19,7 @@ _SATURATION = 1.7580993408473766  # of SELU: scale times alpha, as in `torch.nn.
 
 def dropout(x: Tensor, rate: Rate) -> Tensor:
     """`x` with each element zeroed with probability `rate` and the rest scaled by 1 / (1 - rate), in the type of x."""
-    return x * as_type((torch.rand_like(x) >= rate) / (1 - rate), x.dtype)
+    return as_type(x * (_kept(x, rate) / (1 - rate)), x.dtype)
 
 
 def channel_dropout(x: Tensor, rate: Rate, *, lead: int) -> Tensor:
@@ -28,10 +28,10 @@ def channel_dropout(x: Tensor, rate: Rate, *, lead: int) -> Tensor:
     Args:
         x: (N, C, ...) with `lead` 2, or (C, ...) with `lead` 1.
         rate: In [0, 1).
-        lead: Number of axes whose elements are dropped one by one.
+        lead: Number of leading axes that tell channels apart.
     """
-    kept = torch.rand_like(_of_channels(x, lead)) >= rate
-    return x * as_type(kept / (1 - rate), x.dtype).reshape(_shape(x, lead))
+    kept = _kept(_of_channels(x, lead), rate).reshape(_shape(x, lead))
+    return as_type(x * (kept / (1 - rate)), x.dtype)
 
 
 def alpha_dropout(x: Tensor, rate: Rate, *, lead: int | None = None) -> Tensor:
@@ -44,12 +44,10 @@ def alpha_dropout(x: Tensor, rate: Rate, *, lead: int | None = None) -> Tensor:
         rate: In [0, 1).
         lead: None drops elements; a number drops whole channels as in `channel_dropout`.
     """
-    like = x if lead is None else _of_channels(x, lead)
-    kept = as_type(torch.rand_like(like) >= rate, x.dtype)
-    if lead is not None:
-        kept = kept.reshape(_shape(x, lead))
+    kept = _kept(x, rate) if lead is None else _kept(_of_channels(x, lead), rate).reshape(_shape(x, lead))
+    share = kept.to(_exact(x.dtype))
     scale = ((_SATURATION**2 * rate + 1) * (1 - rate)) ** -0.5
-    return as_type(x * kept * scale + ((kept - 1) + rate) * (_SATURATION * scale), x.dtype)
+    return as_type(x * share * scale + ((share - 1) + rate) * (_SATURATION * scale), x.dtype)
 
 
 def attention(
@@ -65,17 +63,35 @@ def attention(
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` with dropout of the attention weights at `rate`.
 
-    The weights (..., L, S) are formed: no fused kernel takes a rate of each setting.
+    The weights (..., L, S) are formed: no fused kernel takes a rate of each setting. A query that may attend to nothing
+    gets zeros.
+
+    Raises:
+        RuntimeError: If there is a mask and `is_causal` as well.
     """
+    if is_causal and mask is not None:
+        raise RuntimeError("Attention takes a mask or is_causal, but got both.")
     if enable_gqa:
         times = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(times, -3), value.repeat_interleave(times, -3)
-    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    scores = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.transpose(-2, -1)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return dropout(scores.softmax(-1), rate) @ value
+    if mask is None:
+        return dropout(scores.softmax(-1), rate) @ value
+    scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    attends = (scores != -math.inf).any(-1, keepdim=True)
+    weights = scores.where(attends, 0.0).softmax(-1) * attends  # softmax of nothing but -inf has no gradient
+    return dropout(weights, rate) @ value
+
+
+def _kept(x: Tensor, rate: Rate) -> Tensor:
+    """Which elements stay; a rate of .01 is none that numbers of half a type's length could tell."""
+    return torch.rand_like(x, dtype=_exact(x.dtype)) >= rate
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _of_channels(x: Tensor, lead: int) -> Tensor:

@@ -32,6 +32,7 @@ from hypertune_mip.hypernetwork.primary import (
     precision_of,
     set_training,
     use_batch_statistics,
+    warn_of_modes,
 )
 from hypertune_mip.space import SearchSpace
 
@@ -99,6 +100,7 @@ class HyperNetwork(nn.Module):
         self._given = (_copied(network),)  # in a tuple: it is no part of what is trained, moved or saved
         self.network = _copied(network)
         self._staying = always_evaluating(self.network)
+        warn_of_modes(self.network, self._staying)
         self.batch_norms = use_batch_statistics(self.network, self._staying, refuse=batch_norm == "refuse")
         check_bindings(self.network, space)
         owners = generated_parameters(self.network, generate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Sequence, Set
 from typing import Any
 
@@ -11,7 +12,7 @@ from optuna.distributions import CategoricalDistribution
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hypertune_mip.errors import NetworkError, SpaceError
+from hypertune_mip.errors import HypertuneWarning, NetworkError, SpaceError
 from hypertune_mip.functional import ConfigModule, hyperparameters_in
 from hypertune_mip.nn import check_rate, is_rate
 from hypertune_mip.space import SearchSpace
@@ -23,11 +24,13 @@ Pattern = str | type[nn.Module]
 def always_evaluating(network: nn.Module) -> frozenset[str]:
     """Names of the modules that stay in evaluation mode while a network is trained, as a frozen body does.
 
-    They are those that the network's own `train()` leaves in evaluation mode, and those that were put there by hand in
-    a network that is in training mode itself. All modes are afterwards as they were.
+    They are those that the network's own `train()` leaves in evaluation mode, and those that were put there by hand, in
+    a network that is in training mode itself, within parts that hold nothing to train. All modes are afterwards as they
+    were.
     """
-    modes = [(name, module, module.training) for name, module in network.named_modules()]
-    by_hand = {name for name, _, training in modes if network.training and not training}
+    parts = _parts_in_evaluation_mode(network)
+    by_hand = {f"{part}.{name}".rstrip(".") for part, m in parts.items() if not _is_trained(m) for name, _ in _all(m)}
+    modes = [(name, module, module.training) for name, module in _all(network)]
     network.train()
     left = {name for name, module, _ in modes if not module.training}
     for _, module, training in modes:
@@ -35,11 +38,46 @@ def always_evaluating(network: nn.Module) -> frozenset[str]:
     return frozenset(by_hand | left)
 
 
+def warn_of_modes(network: nn.Module, staying: Set[str]) -> None:
+    """Warn of parts in evaluation mode, in a network that is in training mode, which training will change.
+
+    Args:
+        network: As it was given.
+        staying: See `always_evaluating`.
+    """
+    names = [name for name, part in _parts_in_evaluation_mode(network).items() if name not in staying]
+    if names:
+        warnings.warn(
+            f"The modules {names} are in evaluation mode in a network that is in training mode, as pretrained ones"
+            " come. They are trained, so training puts them in training mode. Call network.train() to say so, or freeze"
+            " them (requires_grad_(False)), and they stay in evaluation mode.",
+            HypertuneWarning,
+            stacklevel=3,
+        )
+
+
+def _parts_in_evaluation_mode(network: nn.Module) -> dict[str, nn.Module]:
+    """The largest parts of a network in training mode that are in evaluation mode, by name."""
+    parts: dict[str, nn.Module] = {}
+    for name, module in _all(network):
+        if network.training and not module.training and not any(name.startswith(f"{part}.") for part in parts):
+            parts[name] = module
+    return parts
+
+
+def _all(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(network.named_modules(remove_duplicate=False))
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def set_training(network: nn.Module, mode: bool, staying: Set[str]) -> None:
     """As `network.train(mode)`, but modules named in `staying` are in evaluation mode afterwards."""
     network.train(mode)
-    if mode:
-        for name, module in network.named_modules():
+    if mode and staying:
+        for name, module in _all(network):
             if name in staying:
                 module.training = False
 

@@ -15,6 +15,7 @@ from hypertune_mip.arguments import plain
 from hypertune_mip.errors import DataError, HypertuneWarning
 from hypertune_mip.evaluation import Metric, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.hypernetwork.primary import precision_of
 from hypertune_mip.space import Config
 from hypertune_mip.training import Loss
 
@@ -90,14 +91,16 @@ def _recalibrate(
         size = layer.num_features
         momenta.append(layer.momentum)
         layer.track_running_stats, layer.momentum = True, None  # None: a plain average over batches
-        layer.running_mean = torch.zeros(size, device=device)
-        layer.running_var = torch.ones(size, device=device)
+        layer.running_mean = torch.zeros(size, device=device, dtype=precision_of(layer))
+        layer.running_var = torch.ones(size, device=device, dtype=precision_of(layer))
         layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
         layer.train()
     batches = 0
     for batch in loader:
         batches += 1
-        run(to_device(batch, device))
+        with torch.enable_grad():  # a loss may go backward itself
+            run(to_device(batch, device))
+    network.zero_grad(set_to_none=True)
     if not batches:
         raise DataError("`recalibrate` holds no batch, so there is nothing to average running statistics over.")
     for layer, momentum in zip(layers, momenta, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -99,6 +99,21 @@ def can_be_stacked(network: nn.Module, optimizer: OptimizerFactory) -> bool:
     running = keeps_statistics(network, always_evaluating(network))
     probe: Iterable[Any] = [nn.Parameter(torch.zeros(1))]
     return not running and type(optimizer(probe)) in _ELEMENTWISE
+
+
+def differ_in_weights_alone(networks: Sequence[nn.Module]) -> bool:
+    """Whether all that is not trained, frozen parameters and buffers, is the same in all networks."""
+    first, *others = ({n: t for n, t in _state(network) if not t.requires_grad} for network in networks)
+    return all(
+        other.keys() == first.keys() and all(torch.equal(tensor, first[name]) for name, tensor in other.items())
+        for other in others
+        if other is not first
+    )
+
+
+def _state(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
 
 
 def unused(group: Group, loss: Loss, batch: Any, *, others: Mapping[str, Tensor]) -> tuple[str, ...]:

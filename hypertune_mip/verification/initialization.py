@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-_DRAWS = 4  # fresh networks that a given one is compared with
-_SURE = 6.0  # standard errors
+_DRAWS = 8  # fresh networks that a given one is compared with,
+_MORE_DRAWS = 64  # and of a small network, whose tensors tell little each
+_SMALL = 20_000  # parameters
+_SURE = 6.0  # standard errors of a spread
+_ENOUGH = 32  # numbers that tell a distribution's shape
+_UNIFORM = 1.85  # largest number over standard deviation: below this a distribution is uniform, with its sqrt(3)
+_BEYOND = 1.5  # times the largest number drawn: further out a number of any distribution is none of it
 
 
 def reinitialized(network: nn.Module, seed: int) -> nn.Module:
@@ -39,29 +43,44 @@ def reinitialized(network: nn.Module, seed: int) -> nn.Module:
     return fresh
 
 
+def kept_by_reset(network: nn.Module) -> dict[str, Tensor]:
+    """What `reinitialized` does not draw anew, by name: frozen parameters, buffers, and whatever else stays."""
+    first, second = (reinitialized(network, seed).state_dict() for seed in range(2))
+    return {n: t for n, t in first.items() if isinstance(t, Tensor) and torch.equal(t, second[n])}
+
+
 def strangers_to_reset(network: nn.Module) -> list[str]:
-    """Names of the trainable parameters whose values `reinitialized` would not have drawn.
+    """Names of the trainable parameters whose values `reinitialized` would not have drawn; empty of a fresh network.
 
     An initialisation of the user's own has another scale, and a trained weight has left the bounds of its uniform
-    distribution or is no longer constant; where there is neither, the network is as fresh as PyTorch makes it. If
-    nothing at all is drawn, for want of `reset_parameters`, these are all names.
+    distribution or is no longer constant. Normal distributions have no bounds, so they alone do not show that a network
+    is fresh: then, and where most weights are not drawn at all (for want of `reset_parameters`), all names are given.
     """
     trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    draws = [dict(reinitialized(network, seed).named_parameters()) for seed in range(_DRAWS)]
-    if all(torch.equal(draws[0][name], draws[1][name]) for name in trainable):
+    count = _MORE_DRAWS if sum(p.numel() for p in trainable.values()) <= _SMALL else _DRAWS
+    draws = [dict(reinitialized(network, seed).named_parameters()) for seed in range(count)]
+    columns = {name: torch.stack([draw[name].detach().double().flatten() for draw in draws]) for name in trainable}
+    drawn = {name for name, column in columns.items() if not bool((column == column[0]).all())}
+    varied = [n for n, c in columns.items() if n in drawn or not bool((c[0] == c[0, 0]).all())]  # the rest is constant
+    if sum(trainable[n].numel() for n in drawn) <= 0.5 * sum(trainable[n].numel() for n in varied):
         return list(trainable)
-    return [name for name, p in trainable.items() if not _could_be_drawn(p, [draw[name] for draw in draws])]
+    found = [name for name, p in trainable.items() if not _could_be_drawn(p, columns[name])]
+    return found if found or any(_is_uniform(columns[name]) for name in drawn) else list(trainable)
 
 
-def _could_be_drawn(given: Tensor, draws: Sequence[Tensor]) -> bool:
-    """Whether a tensor could be one more draw, by its spread and, of a uniform distribution, by its bounds."""
-    own, others = given.detach().cpu().double().flatten(), torch.stack([d.detach().double().flatten() for d in draws])
-    if bool((others == others[0]).all()):
-        return torch.equal(own, others[0])
+def _could_be_drawn(given: Tensor, draws: Tensor) -> bool:
+    """Whether a tensor could be one more draw: by its spread, and by the largest number ever drawn."""
+    own = given.detach().cpu().double().flatten()
+    if bool((draws == draws[0]).all()):
+        return torch.equal(own, draws[0])
     if not bool(torch.isfinite(own).all()):
         return False
-    size, spread, bound = own.numel(), others.std(), others.abs().max()
+    size, spread, bound = own.numel(), draws.std(), draws.abs().max()
     if size > 1 and abs(math.log(max(float(own.std() / spread), 1e-9))) > _SURE / math.sqrt(size):
         return False
-    uniform = others.numel() >= 32 and bool(bound / spread < 1.85)  # of a uniform distribution sqrt(3)
-    return not uniform or bool(own.abs().max() <= bound * (1 + 20 / others.numel()))
+    beyond = 1 + 20 / draws.numel() if _is_uniform(draws) else _BEYOND
+    return bool(own.abs().max() <= bound * beyond)
+
+
+def _is_uniform(draws: Tensor) -> bool:
+    return draws.numel() >= _ENOUGH and bool(draws.abs().max() / draws.std() < _UNIFORM)

@@ -33,8 +33,8 @@ from hypertune_mip.storage import load_tree, save_tree
 from hypertune_mip.training import Loss, OptionError, adam, cosine
 from hypertune_mip.training.options import OptimizerFactory, ScheduleFactory, at_least, total_steps
 from hypertune_mip.training.randomness import forked_random_state, set_seed
-from hypertune_mip.verification.group import Group, can_be_stacked
-from hypertune_mip.verification.initialization import reinitialized, strangers_to_reset
+from hypertune_mip.verification.group import Group, can_be_stacked, differ_in_weights_alone
+from hypertune_mip.verification.initialization import kept_by_reset, reinitialized, strangers_to_reset
 
 Initialize = Literal["auto", "reset", "given"] | Callable[[], nn.Module]
 
@@ -188,6 +188,7 @@ class Truth:
         self._steps = total_steps(train_loader, epochs, schedule)
         self._stacked = parallel > 1 and mapping != "loop" and can_be_stacked(self._network, optimizer)
         self._strangers: list[str] | None = None
+        self._given_digest: str | None = None
         self._runs: dict[str, dict[str, float]] = {}
         if folder is not None and (Path(folder) / f"{_NAME}.json").exists():
             self._runs = self._load(folder)
@@ -292,7 +293,7 @@ class Truth:
         """Train for real, whatever has been trained before, and give the metrics of each; what executors call."""
         configs, seed, common = runs
         starts = self._starts(configs, seed, common=common)
-        if self._stacked and len(configs) > 1:
+        if self._stacked and len(configs) > 1 and differ_in_weights_alone(starts):
             try:
                 return self._measured(self._trained(configs, seed, starts, "vmap"), configs)
             except NetworkError:  # vmap cannot serve the network, loss or metric
@@ -401,15 +402,23 @@ class Truth:
             "optimizer": f"{type(probe).__name__}({', '.join(f'{k}={v}' for k, v in numbers.items())})",
             "schedule": getattr(self.schedule, "__qualname__", repr(self.schedule)),
             "initialize": self._start_kind(),
-            "given": self._digest() if self._start_kind() == "given" else None,
+            "given": self._digest(),
         }
 
-    def _digest(self) -> str:
-        """Of the weights that training starts from."""
-        digest = hashlib.sha256()
-        for weights in self._network.state_dict().values():
-            digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+    def _digest(self) -> str | None:
+        """Of all that training takes from the network as it is given."""
+        kind = self._start_kind()
+        if kind == "function":
+            return None
+        if self._given_digest is None:
+            state = kept_by_reset(self._network) if kind == "reset" else self._network.state_dict()
+            digest = hashlib.sha256()
+            for name, value in state.items():
+                digest.update(name.encode())
+                if isinstance(value, Tensor):
+                    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            self._given_digest = digest.hexdigest()[:16]
+        return self._given_digest
 
     def _save(self) -> None:
         """Write all runs, with those that others have added to the folder in the meantime."""
