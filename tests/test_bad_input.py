@@ -344,7 +344,7 @@ def test_a_batch_that_holds_nothing_to_count_examples_by(where: str, batch: Any)
     ("more", "message"),
     [
         ({"names": ["a"] * 8}, r"other objects \['str'\].*batching=\"full\""),
-        ({"edges": torch.zeros(2, 30)}, r"first dimensions \[2, 8\].*batching=\"full\""),
+        ({"edges": torch.zeros(2, 30), "batch_size": 8}, r"first dimensions \[2, 8\].*batching=\"full\""),
     ],
 )
 def test_a_batch_that_cannot_be_divided(more: dict[str, Any], message: str) -> None:
