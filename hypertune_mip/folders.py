@@ -134,7 +134,7 @@ def _locked(folder: Path) -> tuple[FileLock, bool]:
             f"Could not save to '{folder}': another process or thread has been saving there for {PATIENCE:g} s, and has"
             f" locked '{path}'. Wait until it is done, or take another folder."
         ) from None
-    except NotImplementedError:
+    except NotImplementedError:  # filelock's own, of a file system without locks
         return lock, False
     except OSError as error:
         if error.errno not in _NO_LOCKS:

@@ -33,6 +33,19 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
+def hidden_tensors(tree: Any) -> list[str]:
+    """Names of attributes of containers that hold tensors beside their contents, which no function here sees."""
+    children = _children(tree)
+    if children is None:
+        return []
+    known = {field.name for field in dataclasses.fields(tree)} if dataclasses.is_dataclass(tree) else {"data"}
+    beside = {name: value for name, value in getattr(tree, "__dict__", {}).items() if name not in known}
+    if not dataclasses.is_dataclass(tree) and not isinstance(tree, (dict, UserDict, list, tuple, deque)):
+        beside = {}  # a mapping or sequence that keeps its contents in attributes
+    own = [f"{type(tree).__name__}.{name}" for name, value in beside.items() if tensors_of(value)]
+    return own + [name for child in children for name in hidden_tensors(child)]
+
+
 def structure(tree: Any) -> Any:
     """What tells containers and their names apart, as a value that can be compared; leaves do not count."""
     children = _children(tree)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -340,10 +341,21 @@ def test_a_batch_that_holds_nothing_to_count_examples_by(where: str, batch: Any)
         fit(**{**validation(), where: [batch]})
 
 
+@dataclass
+class Beside:
+    """A part of a batch that keeps a tensor beside its fields."""
+
+    x: Tensor
+
+    def __post_init__(self) -> None:
+        self.weights = torch.ones(8)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"names": ["a"] * 8}, r"other objects \['str'\].*batching=\"full\""),
+        ({"more": Beside(torch.zeros(8))}, r"other objects \['Beside.weights'\]"),
         ({"edges": torch.zeros(2, 30), "batch_size": 8}, r"first dimensions \[2, 8\].*batching=\"full\""),
     ],
 )

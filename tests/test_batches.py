@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 import hypertune_mip as ht
-from hypertune_mip.evaluation.data import ValidationData, batch_size, to_device
+from hypertune_mip.evaluation.data import ValidationData, _bytes, batch_size, to_device
 from hypertune_mip.trees import leaves, mapped, structure, tensors_of, with_tensors
 
 CPU = torch.device("cpu")
@@ -130,6 +130,11 @@ def test_examples_of_a_batch(batch: Any, size: int) -> None:
 def test_a_sparse_tensor_is_kept_like_any_other() -> None:
     (batch,) = ValidationData([{"adjacency": torch.eye(8).to_sparse(), "x": X}], CPU)
     assert batch["adjacency"].is_sparse
+
+
+def test_what_a_packed_sequence_takes_is_seen() -> None:
+    packed = pack_sequence([torch.zeros(300, 20), torch.zeros(200, 20)])
+    assert _bytes([packed]) >= 500 * 20 * 4
 
 
 def test_a_batch_that_leaves_open_how_many_examples_it_holds_is_warned_of() -> None:
@@ -253,6 +258,11 @@ def test_a_small_last_batch_of_validation_joins_the_one_before() -> None:
     assert [batch_size(batch) for batch in ValidationData(batches, CPU)] == [8, 8, 1]
     last = list(ValidationData(batches, CPU, join_last=True))[-1]
     assert torch.equal(last["x"], x[8:]) and last["tag"] == "mine"
+    constant = torch.ones(8)  # of classes, say, for all batches
+    with_constant = [batch | {"weights": constant} for batch in batches]
+    with pytest.warns(ht.HypertuneWarning, match="taken for"):  # the last one has first dimensions 1 and 8
+        last = list(ValidationData(with_constant, CPU, join_last=True))[-1]
+    assert torch.equal(last["x"], x[8:]) and last["weights"] is constant
     named = [batch | {"tag": [str(i)]} for i, batch in enumerate(batches)]  # which cannot be joined
     assert len(list(ValidationData(named, CPU, join_last=True))) == 3
     larger = [{"x": a} for a in torch.randn(12, 3).split(8)]  # 8 and 4: large enough to stand alone

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hypertune_mip.errors import DataError, HypertuneWarning
 from hypertune_mip.evaluation.modes import gradients
-from hypertune_mip.trees import leaves, mapped, structure, tensors_of, with_tensors
+from hypertune_mip.trees import leaves, mapped, structure, tensors_of
 
 _CACHE_LIMIT = 2**30
 
@@ -89,6 +89,8 @@ def _bytes(batch: Any) -> int:
     for leaf in leaves(batch):
         if isinstance(leaf, Tensor):
             total += leaf.numel() * leaf.element_size()  # `nbytes` is not there for sparse ones
+        elif isinstance(leaf, tuple):  # a packed sequence
+            total += _bytes(list(leaf))
         elif hasattr(leaf, "__dict__") and callable(getattr(leaf, "to", None)):
             total += sum(_bytes(value) for value in vars(leaf).values())
     return total
@@ -171,19 +173,22 @@ def _with_last_joined(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _joined(first: Any, second: Any) -> Any | None:
-    """One batch of two, or None where some of their leaves are not tensors that have the examples in front."""
-    pairs = list(zip(leaves(first), leaves(second), strict=True)) if structure(first) == structure(second) else []
-    sizes = batch_size(first), batch_size(second)
-    alike = all(
-        a is b
-        or (
-            isinstance(a, Tensor)
-            and isinstance(b, Tensor)
-            and (a.shape[:1], b.shape[:1]) == tuple((s,) for s in sizes)
-            and a.shape[1:] == b.shape[1:]
-        )
-        for a, b in pairs
-    )
-    if not pairs or not alike:
+    """One batch of two, or None where that cannot be: where leaves differ that have no examples in front."""
+    if structure(first) != structure(second):
         return None
-    return with_tensors(first, [torch.cat([a, b]) for a, b in zip(tensors_of(first), tensors_of(second), strict=True)])
+    sizes, joined = (batch_size(first), batch_size(second)), []
+    for one, other in zip(leaves(first), leaves(second), strict=True):
+        if one is other:  # the same for both, such as weights of classes
+            joined.append(one)
+        elif isinstance(one, Tensor) and isinstance(other, Tensor) and _have_examples((one, other), sizes):
+            joined.append(torch.cat([one, other]))
+        else:
+            return None
+    rest = iter(joined)
+    return mapped(lambda leaf: next(rest), first)
+
+
+def _have_examples(tensors: tuple[Tensor, Tensor], sizes: tuple[int, int]) -> bool:
+    """Whether two tensors have so many examples in front, all of one shape."""
+    one, other = tensors
+    return one.shape[:1] + other.shape[:1] == sizes and one.shape[1:] == other.shape[1:]

@@ -235,10 +235,7 @@ class Kernel:
         @contextmanager
         def place(tensors: Tensors, configs: Tensors) -> Iterator[ActiveConfig]:
             config = ActiveConfig(configs, reads)
-            with (
-                self.lock,
-                self._swap(tensors, config),
-            ):  # a backward pass that runs settings anew comes in here as well
+            with self.lock, self._swap(tensors, config):  # a backward pass that runs settings anew comes in here, too
                 yield config
 
         return Work(make, place, lambda config, data: function(self.network, data, config))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,31 +30,30 @@ _ATTENTION = F.scaled_dot_product_attention
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 
-def _elements(x: Tensor, rate: Tensor, unbatched: bool) -> Tensor:
-    return dropout.dropout(x, rate)
+class _Kind(NamedTuple):
+    """A kind of dropout that PyTorch has.
+
+    Args:
+        run: It at a rate that is a tensor.
+        channels: Whether it drops whole channels.
+        unbatched: Axes of an input without a batch axis.
+        on: Whether it drops anything unless `training` says so.
+    """
+
+    run: Callable[..., Tensor]
+    channels: bool = False
+    unbatched: int | None = None
+    on: bool = True
 
 
-def _channels(x: Tensor, rate: Tensor, unbatched: bool) -> Tensor:
-    return dropout.channel_dropout(x, rate, lead=1 if unbatched else 2)
-
-
-def _alpha(x: Tensor, rate: Tensor, unbatched: bool) -> Tensor:
-    return dropout.alpha_dropout(x, rate)
-
-
-def _alpha_channels(x: Tensor, rate: Tensor, unbatched: bool) -> Tensor:
-    return dropout.alpha_dropout(x, rate, lead=1 if unbatched else 2)
-
-
-_OF_RATES: dict[Callable[..., Any], tuple[Callable[[Tensor, Tensor, bool], Tensor], tuple[int, ...], bool]] = {
-    F.dropout: (_elements, (), True),
-    F.dropout1d: (_channels, (2,), True),
-    F.dropout2d: (_channels, (), True),
-    F.dropout3d: (_channels, (4,), True),
-    F.alpha_dropout: (_alpha, (), False),
-    F.feature_alpha_dropout: (_alpha_channels, (), False),
+_OF_RATES: dict[Callable[..., Any], _Kind] = {
+    F.dropout: _Kind(dropout.dropout),
+    F.dropout1d: _Kind(dropout.channel_dropout, channels=True, unbatched=2),
+    F.dropout2d: _Kind(dropout.channel_dropout, channels=True),  # which takes (C, H, W) for (N, C, L)
+    F.dropout3d: _Kind(dropout.channel_dropout, channels=True, unbatched=4),
+    F.alpha_dropout: _Kind(dropout.alpha_dropout, on=False),
+    F.feature_alpha_dropout: _Kind(dropout.alpha_dropout, channels=True, on=False),
 }
-"""Kinds of dropout: how they run, axes of an input that has no batch axis, and whether they are on by default."""
 
 
 def run(function: Callable[..., Any], own: Any, data: Any, *, split: bool) -> Any:
@@ -136,7 +135,7 @@ def placed(tensor: Tensor) -> Tensor:
 
 
 def _requires_grad(tensor: Tensor) -> bool:
-    """As it would be without the map, of whose tensors torch says that none does."""
+    """Whether a tensor requires gradients; PyTorch itself says of every tensor under vmap that it does not."""
     if getattr(tensor, "_is_param", False):
         return True
     while is_batchedtensor(tensor):
@@ -164,10 +163,11 @@ def _with_rate(
     """A kind of dropout at a rate of each setting; None where the rate is a number."""
     if not isinstance(p, Tensor):
         return None
-    kind, unbatched, on = _OF_RATES[function]
-    if not (on if training is None else training):
+    kind = _OF_RATES[function]
+    if not (kind.on if training is None else training):
         return input
-    dropped = kind(input, p, input.ndim in unbatched)
+    options = {"lead": 1 if input.ndim == kind.unbatched else 2} if kind.channels else {}
+    dropped = kind.run(input, p, **options)
     return input.copy_(dropped) if inplace and _requires_grad(input) else dropped
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from hypertune_mip.arguments import plain
 from hypertune_mip.errors import DataError, HypertuneWarning
 from hypertune_mip.evaluation import Metric, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
-from hypertune_mip.hypernetwork.primary import precision_of
 from hypertune_mip.space import Config
 from hypertune_mip.training import Loss
 
@@ -65,43 +64,37 @@ def materialize(
                 network(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
         with torch.random.fork_rng(devices=[hypernet.device] if hypernet.device.type == "cuda" else []):
-            _recalibrate(
-                network,
-                hypernet.batch_norms,
-                recalibrate,
-                hypernet.device,
-                run,
-            )
+            _recalibrate(network, hypernet, recalibrate, run)
     return network.eval()
 
 
-def _recalibrate(
-    network: nn.Module,
-    names: Sequence[str],
-    loader: Iterable[Any],
-    device: torch.device,
-    run: Callable[[Any], Any],
-) -> None:
-    """Give modules running statistics again: plain averages over the batches."""
+def _recalibrate(network: nn.Module, hypernet: HyperNetwork, loader: Iterable[Any], run: Callable[[Any], None]) -> None:
+    """Give modules running statistics again: plain averages over the batches.
+
+    Args:
+        network: Materialised.
+        hypernet: Of the network; it says which modules.
+        loader: The batches.
+        run: Runs the network on one.
+    """
     network.eval()
-    layers = [network.get_submodule(name) for name in names]
-    momenta = []
-    for layer in layers:
-        assert isinstance(layer, _NormBase)
-        size = layer.num_features
-        momenta.append(layer.momentum)
+    momenta = {}
+    for name in hypernet.batch_norms:
+        layer, given = network.get_submodule(name), hypernet.given.get_submodule(name)
+        assert isinstance(layer, _NormBase) and isinstance(given, _NormBase)
+        momenta[layer] = layer.momentum
         layer.track_running_stats, layer.momentum = True, None  # None: a plain average over batches
-        layer.running_mean = torch.zeros(size, device=device, dtype=precision_of(layer))
-        layer.running_var = torch.ones(size, device=device, dtype=precision_of(layer))
-        layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
+        for statistic in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(layer, statistic, getattr(given, statistic).to(hypernet.device, copy=True))
+        layer.reset_running_stats()
         layer.train()
     batches = 0
     for batch in loader:
         batches += 1
         with torch.enable_grad():  # a loss may go backward itself
-            run(to_device(batch, device))
+            run(to_device(batch, hypernet.device))
     network.zero_grad(set_to_none=True)
     if not batches:
         raise DataError("`recalibrate` holds no batch, so there is nothing to average running statistics over.")
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum  # type: ignore[assignment]
+    for layer, momentum in momenta.items():
+        layer.momentum = momentum

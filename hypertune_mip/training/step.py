@@ -17,7 +17,7 @@ from hypertune_mip.execution import FORMED, Execution, Function, Weigh
 from hypertune_mip.execution.choice import without_trace
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.options import Loss, Options
-from hypertune_mip.trees import leaves, mapped, tensors_of, with_tensors
+from hypertune_mip.trees import hidden_tensors, leaves, mapped, tensors_of, with_tensors
 
 _FEW = 3  # settings that have a whole batch each where the network is small
 _FOR_ALL = (Tensor, int, float, type(None))  # what a batch that is divided may hold: numbers go to every setting
@@ -122,6 +122,7 @@ def examples_to_split(batch: Any) -> int:
     tensors = [tensor for tensor in tensors_of(batch) if tensor.ndim]
     sizes = sorted({tensor.shape[0] for tensor in tensors})
     strangers = {type(leaf).__name__ for leaf in leaves(batch) if not isinstance(leaf, _FOR_ALL)}
+    strangers |= set(hidden_tensors(batch))
     if len(sizes) != 1 or strangers:
         raise DataError(
             "A batch is divided among settings along the first dimension of its tensors, the examples, but got tensors"

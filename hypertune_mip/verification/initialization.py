@@ -8,9 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-_DRAWS = 8  # fresh networks that a given one is compared with,
-_MORE_DRAWS = 64  # and of a small network, whose tensors tell little each
-_SMALL = 20_000  # parameters
+_NUMBERS = 1_280_000  # to draw in all, by 2 to 64 fresh networks: tensors of small ones tell little each
 _SURE = 6.0  # standard errors of a spread
 _ENOUGH = 32  # numbers that tell a distribution's shape
 _UNIFORM = 1.85  # largest number over standard deviation: below this a distribution is uniform, with its sqrt(3)
@@ -57,30 +55,60 @@ def strangers_to_reset(network: nn.Module) -> list[str]:
     is fresh: then, and where most weights are not drawn at all (for want of `reset_parameters`), all names are given.
     """
     trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    count = _MORE_DRAWS if sum(p.numel() for p in trainable.values()) <= _SMALL else _DRAWS
-    draws = [dict(reinitialized(network, seed).named_parameters()) for seed in range(count)]
-    columns = {name: torch.stack([draw[name].detach().double().flatten() for draw in draws]) for name in trainable}
-    drawn = {name for name, column in columns.items() if not bool((column == column[0]).all())}
-    varied = [n for n, c in columns.items() if n in drawn or not bool((c[0] == c[0, 0]).all())]  # the rest is constant
-    if sum(trainable[n].numel() for n in drawn) <= 0.5 * sum(trainable[n].numel() for n in varied):
+    count = min(64, max(2, _NUMBERS // sum(parameter.numel() for parameter in trainable.values())))
+    first = dict(reinitialized(network, 0).named_parameters())
+    draws = {name: _Draws(first[name].detach()) for name in trainable}
+    for seed in range(1, count):  # one copy of the network at a time
+        fresh = reinitialized(network, seed)
+        for name, seen in draws.items():
+            seen.add(fresh.get_parameter(name).detach())
+    drawn = [name for name, seen in draws.items() if seen.differ]
+    varied = [name for name, seen in draws.items() if seen.differ or not _is_constant(seen.first)]
+    if sum(trainable[name].numel() for name in drawn) <= 0.5 * sum(trainable[name].numel() for name in varied):
         return list(trainable)
-    found = [name for name, p in trainable.items() if not _could_be_drawn(p, columns[name])]
-    return found if found or any(_is_uniform(columns[name]) for name in drawn) else list(trainable)
+    found = [name for name, parameter in trainable.items() if not draws[name].could_hold(parameter.detach().cpu())]
+    return found if found or any(draws[name].uniform for name in drawn) else list(trainable)
 
 
-def _could_be_drawn(given: Tensor, draws: Tensor) -> bool:
-    """Whether a tensor could be one more draw: by its spread, and by the largest number ever drawn."""
-    own = given.detach().cpu().double().flatten()
-    if bool((draws == draws[0]).all()):
-        return torch.equal(own, draws[0])
-    if not bool(torch.isfinite(own).all()):
-        return False
-    size, spread, bound = own.numel(), draws.std(), draws.abs().max()
-    if size > 1 and abs(math.log(max(float(own.std() / spread), 1e-9))) > _SURE / math.sqrt(size):
-        return False
-    beyond = 1 + 20 / draws.numel() if _is_uniform(draws) else _BEYOND
-    return bool(own.abs().max() <= bound * beyond)
+class _Draws:
+    """What several draws of a tensor have in common."""
+
+    def __init__(self, first: Tensor) -> None:
+        self.first = first
+        self.differ = False
+        self._count, self._sum, self._squares, self._bound = 0, 0.0, 0.0, 0.0
+        self.add(first)
+
+    def add(self, drawn: Tensor) -> None:
+        """Take one more into account."""
+        self.differ = self.differ or not torch.equal(drawn, self.first)
+        self._count += drawn.numel()
+        self._sum += float(drawn.sum(dtype=torch.float64))
+        self._squares += float(torch.linalg.vector_norm(drawn, dtype=torch.float64)) ** 2
+        self._bound = max(self._bound, float(drawn.abs().max()))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of all numbers."""
+        return math.sqrt(max(self._squares / self._count - (self._sum / self._count) ** 2, 0.0))
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the numbers have the shape of a uniform distribution around 0."""
+        return self._count >= _ENOUGH and self._bound < _UNIFORM * self.spread
+
+    def could_hold(self, given: Tensor) -> bool:
+        """Whether a tensor could be one more draw: by its spread, and by the largest number ever drawn."""
+        if not self.differ:
+            return torch.equal(given, self.first)
+        if not bool(torch.isfinite(given).all()):
+            return False
+        size, spread = given.numel(), float(given.double().std(correction=0))
+        if size > 1 and abs(math.log(max(spread / self.spread, 1e-9))) > _SURE / math.sqrt(size):
+            return False
+        beyond = 1 + 20 / self._count if self.uniform else _BEYOND
+        return float(given.abs().max()) <= self._bound * beyond
 
 
-def _is_uniform(draws: Tensor) -> bool:
-    return draws.numel() >= _ENOUGH and bool(draws.abs().max() / draws.std() < _UNIFORM)
+def _is_constant(tensor: Tensor) -> bool:
+    return bool((tensor == tensor.flatten()[0]).all())
