@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND ?= Agg
 
 FAST := "not slow and not gpu and not ray and not zoo"
-CORE := tests/test_laws_*.py tests/test_kernel.py tests/test_heads.py tests/test_training.py tests/test_truth.py \
+CORE := tests/test_laws_*.py tests/test_kernel.py tests/test_mapping.py tests/test_heads.py tests/test_training.py tests/test_truth.py \
 	tests/test_given_networks.py tests/test_batches.py tests/test_binding.py tests/test_storage.py
 
 OLDEST := build/oldest

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cases import HEADS
 from optuna.distributions import FloatDistribution
 from torch import Tensor, nn
@@ -265,67 +264,6 @@ def test_a_function_may_return_a_tree_and_use_gradients_of_its_own(mapping: Any)
     torch.testing.assert_close(got, this.network.weight.grad)
 
 
-class OwnAttention(nn.Module):
-    """Attention by the functional form, with a mask."""
-
-    def __init__(self, mask: Tensor | None, causal: bool) -> None:
-        super().__init__()
-        self.inner, self.mask, self.causal = nn.Linear(8, 24), mask, causal
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.inner(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v, self.mask, is_causal=self.causal)
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [None, "causal", torch.rand(5, 5) > 0.5, torch.randn(3, 1, 5, 5), torch.randn(1, 2, 5, 5), torch.randn(2, 5, 5)],
-)
-def test_attention_is_that_of_each_setting(mask: Any) -> None:
-    causal = isinstance(mask, str)
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
-        mask = mask | torch.eye(5, dtype=torch.bool)
-    network, x = OwnAttention(None if causal else mask, causal), torch.randn(3, 5, 8)
-    results = []
-    for mapping in ("vmap", "loop"):
-        this = hypernet(network, mapping=mapping)
-        this(output, SPACE.sample(2), x, split=False).square().sum().backward()
-        results.append([p.grad for p in this.parameters()])
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("mapping", ["vmap", "loop"])
-def test_attention_with_a_mask_of_numbers_is_served_under_autocast(mapping: Any) -> None:
-    network, x, units = OwnAttention(torch.randn(5, 5), False), torch.randn(3, 5, 8), SPACE.sample(2)
-    this = hypernet(network, mapping=mapping)
-    expected = this(output, units, x, split=False)
-    with torch.autocast("cpu", torch.bfloat16):
-        lowered = this(output, units, x, split=False)
-        bare = hypernet(OwnAttention(None, False), mapping=mapping)(output, units, x, split=False)
-    assert lowered.dtype == bare.dtype == torch.bfloat16
-    torch.testing.assert_close(lowered.float(), expected, rtol=5e-2, atol=5e-2)
-
-
-def test_attention_under_vmap_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings are folded into the batch, so torch's own backends run, whose memory does not grow with length^2."""
-    calls: list[torch.Size] = []
-    real = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is real.default:
-                calls.append(args[0].shape)
-            return func(*args, **(kwargs or {}))
-
-    for network in (OwnAttention(None, False), nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)):
-        calls.clear()
-        this = hypernet(network, mapping="vmap").train()
-        with Watch():
-            this(output, SPACE.sample(4), torch.randn(3, 5, 8), split=False)
-        assert calls == [torch.Size([12, 2, 5, 4])]
-
-
 def test_switches_of_torch_are_left_alone() -> None:
     """Inside as well as afterwards: another thread may be training a plain network."""
     network = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
@@ -388,21 +326,6 @@ def test_threads_take_turns_in_backward_passes_too(head: str) -> None:
     assert all(parameter.grad is None for parameter in this.parameters())
 
 
-def test_a_masks_missing_batch_axis_is_folded_as_well() -> None:
-    class Masks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(8, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.inner(x).unflatten(-1, (2, 4)).transpose(1, 2)
-            return F.scaled_dot_product_attention(h, h, h, h[0, 0] @ h[0, 0].T)
-
-    x, units = torch.randn(3, 5, 8), SPACE.sample(2)
-    results = [hypernet(Masks(), mapping=mapping)(output, units, x, split=False) for mapping in ("vmap", "loop")]
-    assert results[0].shape == results[1].shape
-
-
 def test_a_fallback_has_the_random_numbers_of_the_loop() -> None:
     """So that a network that vmap cannot serve is trained the same whether vmap was tried before or not."""
 
@@ -425,63 +348,12 @@ def test_a_fallback_has_the_random_numbers_of_the_loop() -> None:
     torch.testing.assert_close(results[1] == 0, results[0] == 0)
 
 
-def test_hooks_of_saved_tensors_are_no_checkpoint() -> None:
-    class Hooked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-                return self.inner(x).tanh()
-
-    network, units, x = Hooked(), SPACE.sample(2), torch.randn(4, 3)
-    mapped, looped = (hypernet(network, mapping=m)(output, units, x, split=False) for m in ("vmap", "loop"))
-    torch.testing.assert_close(mapped, looped)
-    mapped.sum().backward()
-
-
 def test_a_parameter_is_small_that_has_no_more_elements_than_its_layers_activations() -> None:
     network = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 8, bias=False))
     names = ["0.weight", "1.weight"]  # of 16 and 32 elements; 2 examples are 16 and 24 activations
     assert small_parameters(network, names, lambda: network(torch.zeros(2, 4))) == ["0.weight"]
     assert small_parameters(network, names, lambda: network(torch.zeros(3, 4))) == names
     assert small_parameters(network, names, lambda: network(torch.zeros(1, 4))) == []
-
-
-NOISES: dict[str, Any] = {
-    "of a distribution": lambda x: torch.distributions.Normal(x, torch.ones_like(x)).rsample() - x,
-    "of no setting": lambda x: torch.empty(len(x), 1).normal_(),
-    "of the data's type": lambda x: x.new_empty((len(x), 1)).bernoulli_(0.5),
-    "like the data": lambda x: torch.empty_like(x).uniform_(),
-}
-
-
-@pytest.mark.parametrize("mapping", ["vmap", "loop"])
-@pytest.mark.parametrize("name", NOISES)
-def test_noise_that_is_written_into_a_new_tensor_is_each_settings_own(name: str, mapping: Any) -> None:
-    units, x = SPACE.sample(1).expand(40, -1), torch.randn(100, 3)
-    this = hypernet(nn.Linear(3, 3), mapping=mapping)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        noise = this(lambda m, b, c: NOISES[name](b) + 0 * m(b), units, x, split=False)
-    assert not torch.allclose(noise[0], noise[1])
-    mean = {"of a distribution": 0.0, "of no setting": 0.0}.get(name, 0.5)
-    assert float(noise.detach().mean()) == pytest.approx(mean, abs=0.03)
-
-
-def test_a_group_norm_of_what_is_not_contiguous_is_mapped() -> None:
-    class Transposed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.norm = nn.Linear(4, 4), nn.GroupNorm(2, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.norm(self.inner(x).transpose(1, 2).unflatten(2, (2, 2)))
-
-    units, x, network = SPACE.sample(3), torch.randn(2, 4, 4), Transposed()
-    mapped, looped = (hypernet(network, mapping=m)(output, units, x, split=False) for m in ("vmap", "loop"))
-    torch.testing.assert_close(mapped, looped)
 
 
 def test_gradients_of_data_are_refused_in_the_loop_instead_of_lost() -> None:
