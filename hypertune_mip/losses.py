@@ -38,6 +38,9 @@ def cross_entropy(
         ignore_index: Class index of examples that do not count.
         label_smoothing: In [0, 1]; the share of probability that is spread evenly over all classes.
 
+    Raises:
+        LossError: If `label_smoothing` is a number outside of [0, 1].
+
     Example:
         >>> logits, target = torch.randn(8, 3), torch.randint(3, (8,))
         >>> ours = cross_entropy(logits, target, label_smoothing=torch.tensor(0.1))
@@ -75,8 +78,11 @@ def focal(
 
 def _smoothed(exact: Tensor, smooth: Tensor, share: Number) -> Tensor:
     """Without smoothing a class that cannot be, of logit -inf, does not matter."""
-    if not isinstance(share, Tensor) and share == 0:
-        return exact
+    if not isinstance(share, Tensor):
+        if not 0 <= share <= 1:
+            raise LossError(f"`label_smoothing` must lie in [0, 1], but got {share}.")
+        if share == 0:
+            return exact
     return exact + share * (smooth - exact)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -119,7 +119,7 @@ def bind(network: nn.Module, rates: Mapping[str, str]) -> nn.Module:
             "drop_head"}` binds it apart. The first pattern that matches counts.
 
     Raises:
-        NetworkError: If a pattern matches nothing.
+        NetworkError: If a pattern matches nothing, or nothing that a pattern before it does not match.
 
     Warns:
         HypertuneWarning: Of rates that keep their own values, since their names do not say that they are dropout's.
@@ -131,10 +131,13 @@ def bind(network: nn.Module, rates: Mapping[str, str]) -> nn.Module:
     """
     bound = copy.deepcopy(network)
     numbers = list(_numbers_in(bound))
-    for pattern in rates:
-        if not any(number.matches(pattern) for number in numbers):
-            known = sorted({number.name for number in numbers if number.dropout})
-            raise NetworkError(f"{pattern!r} matches no dropout and no number; the network's dropout is {known}.")
+    for index, pattern in enumerate(rates):
+        matching = [number for number in numbers if number.matches(pattern)]
+        if not matching:
+            raise NetworkError(f"{pattern!r} matches no dropout and no number; {_listed(bound, numbers)}.")
+        before = list(rates)[:index]
+        if all(any(number.matches(former) for former in before) for number in matching):
+            raise NetworkError(f"All that {pattern!r} matches is bound by {before} already. Put {pattern!r} first.")
     layers: dict[int, Dropout] = {}
     left = []
     for number in numbers:
@@ -160,6 +163,17 @@ def bind(network: nn.Module, rates: Mapping[str, str]) -> nn.Module:
         return layers.get(id(module), module)
 
     return _replaced(bound, replacement)
+
+
+def _listed(network: nn.Module, numbers: Iterable[_Number]) -> str:
+    """The dropout that a network has, for a message."""
+    free = sorted({number.name for number in numbers if number.dropout})
+    taken = {
+        f"{path}.{attribute}".strip(".")
+        for path, module in network.named_modules()
+        for attribute in ([""] if isinstance(module, Dropout) else hyperparameters_in(module))
+    }
+    return f"the network's dropout is {free}" + (f", and bound already is {sorted(taken)}" if taken else "")
 
 
 class _Number(NamedTuple):

@@ -159,6 +159,19 @@ def test_a_pattern_that_matches_nothing_names_what_there_is() -> None:
         ht.nn.bind(network, {"1.*": "rate"})
 
 
+def test_a_pattern_that_comes_too_late_is_named() -> None:
+    with pytest.raises(
+        ht.NetworkError, match=r"'attention' matches is bound by \['\*'\] already\. Put 'attention' first"
+    ):
+        ht.nn.bind(SelfAttention(), {"*": "rate", "attention": "other"})
+
+
+def test_what_is_bound_already_is_named() -> None:
+    network = nn.Sequential(nn.Dropout(0.5), SelfAttention())
+    with pytest.raises(ht.NetworkError, match=r"bound already is \['0', '1\.attention\.dropout'\]"):
+        ht.nn.bind(ht.nn.bind(network, {"*": "rate"}), {"*": "rate"})
+
+
 def test_a_layer_that_stands_in_two_places_is_bound_and_resolved_in_both() -> None:
     drop, inner = nn.Dropout(0.1), nn.Sequential(nn.Dropout(0.2))
     made = ht.nn.bind(nn.Sequential(drop, nn.Linear(2, 2), drop, inner, inner), {"*": "rate"})

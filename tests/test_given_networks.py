@@ -186,6 +186,16 @@ def test_real_training_leaves_such_a_body_alone(body: str) -> None:
     assert not torch.equal(network.norm.running_mean, torch.zeros(4))
 
 
+def test_frozen_normalisation_that_loses_its_statistics_is_named() -> None:
+    """A network that is in evaluation mode as a whole, as pretrained ones come, says nothing of its parts."""
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    network[1].requires_grad_(False)
+    with pytest.warns(ht.HypertuneWarning, match=r"\['1'\] are frozen, but in training mode"):
+        ht.HyperNetwork(network.eval(), SPACE)
+    network.train()[1].eval()
+    assert ht.HyperNetwork(network, SPACE).batch_norms == ()
+
+
 def test_which_modules_stay_in_evaluation_mode() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     assert always_evaluating(network) == frozenset()

@@ -173,3 +173,9 @@ def test_a_class_that_cannot_be_does_not_spoil_the_loss() -> None:
     expected = nn.functional.cross_entropy(logits, target)
     torch.testing.assert_close(ht.losses.cross_entropy(logits, target), expected)
     torch.testing.assert_close(ht.losses.focal(logits, target, gamma=0.0), expected)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_smoothing_outside_of_its_range_is_refused(share: float) -> None:
+    with pytest.raises(ht.LossError, match=rf"in \[0, 1\], but got {share}"):
+        ht.losses.cross_entropy(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), label_smoothing=share)

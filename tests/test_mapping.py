@@ -23,6 +23,27 @@ def hypernet(network: nn.Module, head: ht.Head = FAN_OUT, **options: Any) -> ht.
     return ht.HyperNetwork(network, SPACE, head=head, seed=1, **options)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_padding_of_pytorchs_own_encoder_is_served(training: bool) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            padding = torch.zeros(3, 5, dtype=torch.bool)
+            padding[0, 3:] = True
+            return self.encoder(x, src_key_padding_mask=padding).masked_fill(padding.unsqueeze(-1), 0.0)
+
+    network, units, x = Padded(), SPACE.sample(2), torch.randn(3, 5, 8)
+    with torch.no_grad():
+        mapped, looped = (
+            hypernet(network, mapping=m).train(training)(output, units, x, split=False) for m in ("vmap", "loop")
+        )
+    torch.testing.assert_close(mapped, looped, rtol=1e-4, atol=1e-5)
+
+
 class OwnAttention(nn.Module):
     """Attention by the functional form, with a mask."""
 

@@ -26,6 +26,7 @@ from hypertune_mip.errors import NetworkError
 from hypertune_mip.functional import StructuredWeight, dropout
 
 _UNINITIALISED = frozenset({torch.empty, torch.empty_like, Tensor.new_empty})  # that noise is then written into
+_LEFT_ALIGNED = getattr(torch, "_nested_tensor_from_mask_left_aligned", None)  # asked by `nn.TransformerEncoder`
 _ATTENTION = F.scaled_dot_product_attention
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
@@ -112,6 +113,8 @@ class _Mapped(TorchFunctionMode):
             return _attention(*args, **options)
         if func is F.linear:
             return _linear(*args, **options)
+        if func is _LEFT_ALIGNED:
+            return False  # so that padding is masked: nested tensors have no map
         if func is F.group_norm:
             return func(args[0].contiguous(), *args[1:], **options)
         if func in _UNINITIALISED and "out" not in options:

@@ -32,6 +32,7 @@ from hypertune_mip.hypernetwork.primary import (
     precision_of,
     set_training,
     use_batch_statistics,
+    warn_of_frozen_statistics,
     warn_of_modes,
 )
 from hypertune_mip.space import SearchSpace
@@ -102,6 +103,7 @@ class HyperNetwork(nn.Module):
         self._staying = always_evaluating(self.network)
         warn_of_modes(self.network, self._staying)
         self.batch_norms = use_batch_statistics(self.network, self._staying, refuse=batch_norm == "refuse")
+        warn_of_frozen_statistics(self.network, self.batch_norms)
         check_bindings(self.network, space)
         owners = generated_parameters(self.network, generate)
         self.generated: tuple[str, ...] = tuple(owners)

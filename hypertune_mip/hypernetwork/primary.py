@@ -91,6 +91,25 @@ def keeps_statistics(network: nn.Module, staying: Set[str]) -> tuple[str, ...]:
     )
 
 
+def warn_of_frozen_statistics(network: nn.Module, dropped: Sequence[str]) -> None:
+    """Warn of normalisation that is frozen and yet lost its running statistics, since training would change them.
+
+    Args:
+        network: Whose modules they are.
+        dropped: Names of the modules that lost them.
+    """
+    modules = {name: network.get_submodule(name) for name in dropped}
+    frozen = [name for name, module in modules.items() if [*module.parameters()] and not _is_trained(module)]
+    if frozen:
+        warnings.warn(
+            f"{frozen} are frozen, but in training mode while the network is trained, which changes running statistics:"
+            " those of the batch at hand are used instead. To keep them as they are, call network.train() and then"
+            " eval() of the frozen part.",
+            HypertuneWarning,
+            stacklevel=3,
+        )
+
+
 def use_batch_statistics(network: nn.Module, staying: Set[str], *, refuse: bool) -> tuple[str, ...]:
     """Drop running statistics from the network in place, but for modules in `staying`; names of those that had them."""
     names = keeps_statistics(network, staying)

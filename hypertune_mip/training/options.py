@@ -63,13 +63,15 @@ class Options:
 
     epochs: int = option(40, "Passes over `train_loader`; as many as one plain training takes is a good start.")
     settings_per_step: int | Literal["auto"] = option(
-        "auto", 'Settings K that share a step; "auto" takes about the square root of the batch size, up to 16.'
+        "auto",
+        'Settings K that share a step; "auto" takes three where the network does little work on a batch, else one. With'
+        ' batching="split" it is about the square root of the batch size, up to 16.',
     )
     batching: Literal["auto", "split", "full"] = option(
         "auto",
         '"split" gives each setting its own part of the batch, for the cost of a step or two; "full" gives each setting'
-        ' the whole batch, which is better and up to K times as dear; "auto" splits, unless network and batch are so'
-        ' small that three whole batches cost little more, and `settings_per_step` is "auto" as well.',
+        ' the whole batch, which is better and up to K times as dear; "auto" is "full", unless `settings_per_step` is a'
+        " number.",
     )
     endpoints: float = option(0.0, "Share of settings moved to the ends of each range; see `SearchSpace.sample`.")
     normalize: bool = option(
