@@ -160,9 +160,8 @@ def test_a_pattern_that_matches_nothing_names_what_there_is() -> None:
 
 
 def test_a_pattern_that_comes_too_late_is_named() -> None:
-    with pytest.raises(
-        ht.NetworkError, match=r"'attention' matches is bound by \['\*'\] already\. Put 'attention' first"
-    ):
+    message = r"'attention' matches is bound by \['\*'\] already\. Put 'attention' first"
+    with pytest.raises(ht.NetworkError, match=message):
         ht.nn.bind(SelfAttention(), {"*": "rate", "attention": "other"})
 
 

@@ -23,6 +23,7 @@ def hypernet(network: nn.Module, head: ht.Head = FAN_OUT, **options: Any) -> ht.
     return ht.HyperNetwork(network, SPACE, head=head, seed=1, **options)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # which the loop meets in evaluation mode
 @pytest.mark.parametrize("training", [True, False])
 def test_padding_of_pytorchs_own_encoder_is_served(training: bool) -> None:
     class Padded(nn.Module):
