@@ -41,4 +41,4 @@ def _row(name: str, smoke: bool) -> dict[str, Any]:
 
 def _loss(task: tasks.Task, configs: list[dict[str, Any]]) -> float:
     """Median validation loss of real training, one seed."""
-    return float(np.median(tasks.truth(task).train(configs, progress=False)["loss"]))
+    return float(np.median(tasks.trainer(task).train(configs, progress=False)["loss"]))

@@ -119,7 +119,7 @@ def _trial_by_trial(
     """Runs by method, each trial of all methods trained together; and the seconds that each took to propose."""
     samplers = {name: _sampler(name, surrogate, seed) for name in methods if name != "asha"}
     studies = {name: optuna.create_study(sampler=sampler) for name, sampler in samplers.items()}
-    truth = _judge(task)
+    judge = _judge(task)
     found: dict[str, list[Run]] = {name: [] for name in studies}
     seconds = dict.fromkeys(studies, 0.0)
     for number in range(trials):
@@ -132,7 +132,7 @@ def _trial_by_trial(
             trial = studies[name].ask()
             asked[name] = (trial, suggest_config(trial, task.space))
             seconds[name] += time.perf_counter() - start
-        measured = truth.train([config for _, config in asked.values()], seeds=[seed], progress=False)
+        measured = judge.train([config for _, config in asked.values()], seeds=[seed], progress=False)
         for name, loss, test in zip(active, measured["loss"][:, 0], measured["test_loss"][:, 0], strict=True):
             studies[name].tell(asked[name][0], None if math.isnan(loss) else loss, state=_state(loss))
             found[name].append(Run(number + 1, float(loss), float(test)))
@@ -166,11 +166,11 @@ def _asha(task: tasks.Task, seed: int, *, trainings: int) -> list[Run]:
     return [Run(at, float(loss), float(test)) for (at, _), (loss, test) in zip(finished, losses, strict=True)]
 
 
-def _judge(task: tasks.Task) -> ht.Truth:
+def _judge(task: tasks.Task) -> ht.Trainer:
     """Real training, with the metrics of validation and test."""
     assert task.test is not None
     x, y = (torch.cat(pair) for pair in zip(task.validation, task.test, strict=True))
-    return tasks.truth(replace(task, metric=_with_test(task), validation=(x, y)))
+    return tasks.trainer(replace(task, metric=_with_test(task), validation=(x, y)))
 
 
 def _with_test(task: tasks.Task) -> Any:

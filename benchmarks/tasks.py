@@ -68,23 +68,25 @@ def epochs_of_real_training(task: Task, config: dict[str, Any], seed: int) -> It
         yield network
 
 
-def truth(task: Task) -> ht.Truth:
+def trainer(task: Task) -> ht.Trainer:
     """Real training of the task, many settings at once."""
-    return ht.Truth(
+    return ht.Trainer(
         task.network(),
         task.space,
         task.loss,
         task.loader(),
         metric=task.metric,
         val_loader=[task.validation],
-        epochs=task.epochs,
-        optimizer=optimizer(task),
+        recipe=recipe(task),
     )
 
 
-def optimizer(task: Task) -> Callable[[Any], torch.optim.Optimizer]:
+def recipe(task: Task) -> ht.Recipe:
     """Of real training."""
-    return lambda parameters: torch.optim.Adam(parameters, lr=task.learning_rate, fused=True)
+    return ht.Recipe(
+        epochs=task.epochs,
+        optimizer=lambda parameters, config: torch.optim.Adam(parameters, lr=task.learning_rate, fused=True),
+    )
 
 
 def fitted(task: Task, seed: int, *, hypernet: dict[str, Any] | None = None, **options: Any) -> ht.Surrogate:

@@ -82,10 +82,10 @@ def _task(name: str, smoke: bool) -> tuple[str, list[dict[str, Any]]]:
     seeds, true = [], {}
     for seed in range(1 if smoke else SEEDS):
         surrogate = tasks.fitted(task, seed)
-        real = surrogate.truth(optimizer=tasks.optimizer(task))
+        real = surrogate.trainer(tasks.recipe(task))
         if seed == 0:
             true = real.train(task.space.from_unit(units), seeds=2, progress=False)
-        report = surrogate.verify("loss", settings=CALIBRATION, best=1, truth=real, seed=seed, progress=False)
+        report = surrogate.verify("loss", settings=CALIBRATION, best=1, trainer=real, seed=seed, progress=False)
         rival = task.space.sample(CALIBRATION + COST, seed=RIVAL + seed)
         known = real.train(task.space.from_unit(rival), progress=False)
         seeds.append(
@@ -203,8 +203,8 @@ def _control(name: str, smoke: bool) -> tuple[str, list[dict[str, Any]]]:
     reports = []
     for seed in range(1 if smoke else SEEDS):
         surrogate = tasks.fitted(task, seed, **options)
-        real = surrogate.truth(optimizer=tasks.optimizer(task), epochs=task.epochs)
-        report = surrogate.verify("loss", settings=8, truth=real, seed=seed, progress=False)
+        real = surrogate.trainer(tasks.recipe(task))
+        report = surrogate.verify("loss", settings=8, trainer=real, seed=seed, progress=False)
         reports.append(
             {
                 "case": name,

@@ -87,12 +87,15 @@ def main() -> None:
     if not flag.exists():
         raise SystemExit("No worker was killed.")
 
-    truth = ht_ray.in_parallel(
-        alone.truth(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3)), tasks=WORKERS
+    recipe = ht.Recipe(
+        epochs=options.epochs, optimizer=lambda parameters, config: torch.optim.Adam(parameters, lr=3e-3)
     )
+    trainer = alone.trainer(recipe, executor=ht_ray.executor(tasks=WORKERS))
     trust = {}
     for name, surrogate in {"one process": alone, "two workers, one killed": many}.items():
-        report = surrogate.verify("loss", settings=options.settings, best=0, truth=truth)  # the second trains nothing
+        report = surrogate.verify(
+            "loss", settings=options.settings, best=0, trainer=trainer
+        )  # the second trains nothing
         trust[name] = report.spearman.value
         print(f"{name}: Spearman with {options.settings} real trainings {trust[name]:.4f}")
     surrogates = (alone, many)

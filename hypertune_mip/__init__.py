@@ -27,12 +27,13 @@ from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.surrogate import Optimum, ParetoPoint, Surrogate, fit
 from hypertune_mip.training import OptionError, callbacks
-from hypertune_mip.verification import Budget, Estimate, TrustReport, Truth
+from hypertune_mip.trainings import Branches, Recipe, Trainer
+from hypertune_mip.verification import Estimate, TrustReport
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Budget",
+    "Branches",
     "DataError",
     "Dense",
     "Emulator",
@@ -51,13 +52,14 @@ __all__ = [
     "OptionError",
     "ParetoPoint",
     "RankOne",
+    "Recipe",
     "SearchSpace",
     "SpaceError",
     "StorageError",
     "Surrogate",
+    "Trainer",
     "TrainingError",
     "TrustReport",
-    "Truth",
     "callbacks",
     "fit",
     "losses",

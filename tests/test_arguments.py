@@ -33,8 +33,9 @@ def surrogate() -> ht.Surrogate:
 
 
 @pytest.fixture(scope="module")
-def truth() -> ht.Truth:
-    return ht.Truth(network(), SPACE, loss, loader(), epochs=np.int64(1), parallel=np.int64(2), **validation())
+def trainer() -> ht.Trainer:
+    recipe = ht.Recipe(epochs=np.int64(1))  # type: ignore[arg-type]
+    return ht.Trainer(network(), SPACE, loss, loader(), recipe=recipe, parallel=np.int64(2), **validation())
 
 
 # Single numbers
@@ -144,13 +145,13 @@ def test_a_number_that_does_not_fit_is_refused_by_name(name: str, value: Any) ->
 
 
 @pytest.mark.parametrize("configs", [[CONFIG, CONFIG], [CONFIG], (CONFIG,), torch.zeros(1, 2), None, 3])
-def test_one_config_is_asked_for(surrogate: ht.Surrogate, truth: ht.Truth, configs: Any) -> None:
+def test_one_config_is_asked_for(surrogate: ht.Surrogate, trainer: ht.Trainer, configs: Any) -> None:
     asked: dict[str, Callable[[], Any]] = {
         "evaluate": lambda: surrogate.evaluate(configs),
         "interval": lambda: surrogate.evaluate(configs, interval=True),
         "gradient": lambda: surrogate.gradient(configs, "error"),
         "materialize": lambda: surrogate.materialize(configs),
-        "network": lambda: truth.network(configs),
+        "network": lambda: trainer.network(configs),
         "resolve": lambda: ht.nn.resolve(network(), configs),
         "curve": lambda: plots.response_curve_data(surrogate, "error", "decay", config=configs),
     }
@@ -230,7 +231,7 @@ def counts(surrogate: ht.Surrogate) -> dict[str, Callable[[Any], Any]]:
         "settings_per_step: options": lambda n: Options(settings_per_step=n),
         "accumulate: options": lambda n: Options(accumulate=n),
         "validate_every: options": lambda n: Options(validate_every=n),
-        "epochs: budget": lambda n: ht.Budget(epochs=n),
+        "epochs: recipe": lambda n: ht.Recipe(epochs=n),
         "candidates: minimize": lambda n: surrogate.minimize("error", **{**quick, "candidates": n}),
         "starts: minimize": lambda n: surrogate.minimize("error", **{**quick, "starts": n}),
         "steps: minimize": lambda n: surrogate.minimize("error", **{**quick, "steps": n}),
@@ -297,7 +298,7 @@ def test_an_option_that_is_no_number(name: str, given: Any) -> None:
 
 
 def test_learning_rates_of_numpy_are_kept_and_told_apart(tmp_path: Path) -> None:
-    """A run, and the budget of real trainings, are not the same with another one."""
+    """A run, and a real training, are not the same with another one."""
 
     def at(rate: float) -> Any:
         return lambda parameters: torch.optim.SGD(parameters, lr=np.float32(rate))
@@ -308,28 +309,28 @@ def test_learning_rates_of_numpy_are_kept_and_told_apart(tmp_path: Path) -> None
         fit(checkpoint=tmp_path, optimizer=at(0.02), resume=True)
     assert described({"a": np.float32(0.5), "b": np.array([1, 2]), "c": np.True_}) == {"a": 0.5, "b": [1, 2], "c": True}
 
-    def real(rate: float) -> ht.Truth:
-        common = {"optimizer": at(rate), "schedule": None, "folder": tmp_path, "epochs": 1, **validation()}
-        return ht.Truth(network(), SPACE, loss, loader(), **common)
+    def trained(rate: float) -> str:
+        recipe = ht.Recipe(epochs=1, optimizer=lambda parameters, config: at(rate)(parameters), schedule=None)
+        trainer = ht.Trainer(network(), SPACE, loss, loader(), recipe=recipe, folder=tmp_path, **validation())
+        trainer.train([CONFIG], progress=False)
+        return repr(trainer)
 
-    real(0.05).train([CONFIG], progress=False)
-    with pytest.raises(ht.StorageError, match="another budget: optimizer was"):
-        real(0.02)
+    assert ["finished=1" in trained(rate) for rate in (0.05, 0.05, 0.02)] == [True, True, False]
 
 
-def test_numbers_of_numpy_in_real_training(truth: ht.Truth, surrogate: ht.Surrogate) -> None:
-    two = truth.train([CONFIG], seeds=2, progress=False)["error"]
-    done = repr(truth)
+def test_numbers_of_numpy_in_real_training(trainer: ht.Trainer, surrogate: ht.Surrogate) -> None:
+    two = trainer.train([CONFIG], seeds=2, progress=False)["error"]
+    done = repr(trainer)
     for seeds in (np.int64(2), torch.tensor(2), np.arange(2), [np.int64(0), np.uint8(1)], torch.arange(2), range(2)):
-        assert np.array_equal(truth.train([CONFIG], seeds=seeds, progress=False)["error"], two)
-    assert repr(truth) == done  # nothing was trained again
-    left, right = truth.network(CONFIG, seed=1), truth.network(CONFIG, seed=np.int64(1))
+        assert np.array_equal(trainer.train([CONFIG], seeds=seeds, progress=False)["error"], two)
+    assert repr(trainer) == done  # nothing was trained again
+    left, right = trainer.network(CONFIG, seed=1), trainer.network(CONFIG, seed=np.int64(1))
     assert_same_state(left, right)
     for seeds in (True, [True], 0, [], [0.5], None):
         with pytest.raises(ht.OptionError, match="`seeds` must be a whole number"):
-            truth.train([CONFIG], seeds=seeds, progress=False)
+            trainer.train([CONFIG], seeds=seeds, progress=False)
     with pytest.raises(ht.OptionError, match="`seed` must be a whole number"):
-        truth.network(CONFIG, seed=None)  # type: ignore[arg-type]
+        trainer.network(CONFIG, seed=None)  # type: ignore[arg-type]
 
 
 def test_numbers_of_numpy_in_a_verification(surrogate: ht.Surrogate) -> None:

@@ -15,9 +15,9 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import hypertune_mip as ht
-from hypertune_mip.surrogate.trust import unused_hyperparameters
 from hypertune_mip.verification import statistics
 from hypertune_mip.verification.calibration import Calibration
+from hypertune_mip.verification.unused import unused_hyperparameters
 from hypertune_mip_optuna import SurrogateObjective
 from tests import small_problem as problem
 
@@ -175,7 +175,7 @@ def fresh_surrogate() -> ht.Surrogate:
         loss=problem.loss,
         history=old.history,
         train_loader=problem.loader(),
-        budget=ht.Budget(epochs=20),
+        recipe=ht.Recipe(epochs=20),
         **problem.validation(),
     )
 
@@ -192,7 +192,7 @@ def test_a_report_is_about_real_training(verified: tuple[ht.Surrogate, ht.TrustR
     assert report.chosen == ("spread",) * 3 + ("best",) * 3
     assert report.trainings == 12
     assert report.seconds > 0
-    expected = chosen.truth().train(report.configs, seeds=2, progress=False)
+    expected = chosen.trainer().train(report.configs, seeds=2, progress=False)
     np.testing.assert_array_equal(report.true["error"], expected["error"])
     np.testing.assert_allclose(report.predicted["error"], chosen.evaluate_batch(report.configs)["error"])
     minimum = chosen.evaluate_batch([report.configs[3]])["error"][0]
@@ -204,8 +204,8 @@ def test_a_report_is_about_real_training(verified: tuple[ht.Surrogate, ht.TrustR
 @pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")  # of one epoch
 @pytest.mark.parametrize("best", [0, 1, 3])
 def test_how_many_settings_are_the_best_is_asked_for(best: int) -> None:
-    still = fresh_surrogate().truth(epochs=1)
-    report = fresh_surrogate().verify("error", settings=3, best=best, truth=still, progress=False)
+    short = fresh_surrogate().trainer(ht.Recipe(epochs=1))
+    report = fresh_surrogate().verify("error", settings=3, best=best, trainer=short, progress=False)
     assert report.chosen == ("spread",) * (3 - best) + ("best",) * best
     expected = problem.SPACE.from_unit(problem.SPACE.sample(3 - best))
     assert list(report.configs[: 3 - best]) == expected
@@ -231,7 +231,9 @@ def test_a_calibrated_surrogate_is_not_verified_at_what_it_was_calibrated_by(
     """A line leaves the best settings where they were."""
     _, report = verified
     chosen = fresh_surrogate().calibrate(report, residual=False)
-    again = chosen.verify("error", settings=2, best=2, seed=5, truth=chosen.truth(epochs=1), progress=False)
+    again = chosen.verify(
+        "error", settings=2, best=2, seed=5, trainer=chosen.trainer(ht.Recipe(epochs=1)), progress=False
+    )
     tried, fresh = (problem.SPACE.to_unit(each.configs) for each in (report, again))
     assert float((fresh.unsqueeze(1) - tried).abs().amax(-1).min()) >= 0.02
 
@@ -273,7 +275,7 @@ def test_a_surrogate_that_is_wrong_says_so() -> None:
         problem.hypernet(head=ht.RankOne(initialization="fan_out")),
         loss=problem.loss,
         train_loader=problem.loader(),
-        budget=ht.Budget(epochs=20),
+        recipe=ht.Recipe(epochs=20),
         **problem.validation(),
     )
     assert untrained.doubts("error") == ()  # nothing is known yet
@@ -296,8 +298,8 @@ def test_a_surrogate_that_is_wrong_says_so() -> None:
 
 def test_verification_can_be_resumed(tmp_path: Path) -> None:
     chosen = fresh_surrogate()
-    first = chosen.verify("error", settings=4, truth=chosen.truth(folder=tmp_path), progress=False)
-    again = chosen.verify("error", settings=4, truth=chosen.truth(folder=tmp_path), progress=False)
+    first = chosen.verify("error", settings=4, trainer=chosen.trainer(folder=tmp_path), progress=False)
+    again = chosen.verify("error", settings=4, trainer=chosen.trainer(folder=tmp_path), progress=False)
     assert again.seconds == 0.0
     np.testing.assert_array_equal(first.true["error"], again.true["error"])
 
@@ -307,12 +309,12 @@ def test_truth_starts_where_the_network_was_given() -> None:
     given = problem.network()
     expected = float(problem.metric(problem.plain_network(), problem.data().tensors)["size"].detach())
     frozen = problem.fit(problem.hypernet(network=given, freeze_theta_0=True), **problem.validation())
-    still: Any = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-12), "schedule": None}
-    size = frozen.truth(**still).train([problem.CONFIG], progress=False)["size"]
+    still = ht.Recipe(epochs=1, optimizer=lambda p, config: torch.optim.SGD(p, lr=1e-12), schedule=None)
+    size = frozen.trainer(still).train([problem.CONFIG], progress=False)["size"]
     assert size[0, 0] == pytest.approx(expected, rel=1e-5)
-    given_again = surrogate().truth(**still, initialize="given").train([problem.CONFIG], progress=False)["size"]
+    given_again = surrogate().trainer(still, initialize="given").train([problem.CONFIG], progress=False)["size"]
     assert given_again[0, 0] == pytest.approx(expected, rel=1e-5)
-    drawn = surrogate().truth(**still).train([problem.CONFIG], progress=False)["size"]
+    drawn = surrogate().trainer(still).train([problem.CONFIG], progress=False)["size"]
     assert abs(drawn[0, 0] - expected) > 1e-3
 
 
@@ -344,7 +346,7 @@ def test_what_steers_a_random_choice_or_a_threshold_has_an_effect() -> None:
 
 def test_a_calibrated_surrogate_goes_to_another_process(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
     chosen = fresh_surrogate().calibrate(verified[1])
-    chosen.budget = ht.Budget(epochs=20, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    chosen.recipe = ht.Recipe(epochs=20, optimizer=lambda p, config: torch.optim.SGD(p, lr=0.1))
     sent = pickle.loads(pickle.dumps(chosen))
     assert sent.evaluate(problem.CONFIG) == chosen.evaluate(problem.CONFIG)
     with pytest.raises(ht.DataError, match="training data"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import hypertune_mip as ht
 from hypertune_mip.hypernetwork.primary import always_evaluating
-from hypertune_mip.verification.initialization import reinitialized, strangers_to_reset
+from hypertune_mip.trainings.initialization import reinitialized, strangers_to_reset
 
 MAPPINGS = ("vmap", "loop")
 STIRRED = ht.RankOne(initialization="fan_out")
@@ -180,7 +180,7 @@ def test_a_body_in_evaluation_mode_keeps_its_running_statistics(body: str, mappi
 @pytest.mark.parametrize("body", BODIES)
 def test_real_training_leaves_such_a_body_alone(body: str) -> None:
     given = BODIES[body]()
-    network = fit(given).truth(epochs=2).network(CONFIG)
+    network = fit(given).trainer(ht.Recipe(epochs=2)).network(CONFIG)
     for name, value in given.body.state_dict().items():
         assert torch.equal(network.body.state_dict()[name], value)
     assert not torch.equal(network.norm.running_mean, torch.zeros(4))
@@ -293,7 +293,7 @@ def test_networks_of_several_number_types(name: str, mapping: Any, tmp_path: Any
     surrogate.save(tmp_path)
     again = ht.Surrogate.load(tmp_path, MIXED[name](), metric=metric, val_loader=[(X, Y)])
     assert again.evaluate(CONFIG)["error"] == value
-    real = surrogate.truth(epochs=1).train([CONFIG], progress=False)
+    real = surrogate.trainer(ht.Recipe(epochs=1)).train([CONFIG], progress=False)
     assert np.isfinite(real["error"]).all()
 
 
@@ -382,23 +382,20 @@ def test_weights_that_reset_would_not_draw_are_known_as_such(name: str, seed: in
         assert strangers_to_reset(OWN[name]()) != []
 
 
-def untrained(network: nn.Module, **options: Any) -> ht.Truth:
-    chosen: dict[str, Any] = {
-        "optimizer": lambda p: torch.optim.SGD(p, lr=0.0),
-        "schedule": None,
-        "epochs": 1,
-    } | options
-    return ht.Truth(network, SPACE, loss, [(X, Y)], metric=metric, val_loader=[(X, Y)], **chosen)
+def untrained(network: nn.Module, *, rate: float = 0.0, epochs: int = 1, **options: Any) -> ht.Trainer:
+    """Whose trainings leave the weights as they were at first, unless a rate is given."""
+    recipe = ht.Recipe(epochs=epochs, optimizer=lambda p, config: torch.optim.SGD(p, lr=rate), schedule=None)
+    return ht.Trainer(network, SPACE, loss, [(X, Y)], metric=metric, val_loader=[(X, Y)], recipe=recipe, **options)
 
 
 def test_real_training_starts_from_weights_of_ones_own() -> None:
     network = OwnInitialisation()
-    truth = untrained(network)
-    assert truth.train([CONFIG], progress=False)["error"].item() == pytest.approx(
+    trainer = untrained(network)
+    assert trainer.train([CONFIG], progress=False)["error"].item() == pytest.approx(
         error(network, (X, Y)).item(), rel=1e-5
     )
     with pytest.warns(ht.HypertuneWarning, match=r"All seeds start from the same weights.*inner\.weight.*`initialize`"):
-        several = truth.train([CONFIG], seeds=3, progress=False)["error"]
+        several = trainer.train([CONFIG], seeds=3, progress=False)["error"]
     assert several.std() == 0
     untrained(network, initialize="given").train([CONFIG], seeds=2, progress=False)  # which was asked for
     assert untrained(wide()).train([CONFIG], seeds=3, progress=False)["error"].std() > 0
@@ -410,10 +407,11 @@ def test_stored_trainings_are_those_of_the_same_frozen_part(tmp_path: Any) -> No
     networks = [nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)) for _ in range(2)]
     for network in networks:
         network[0].requires_grad_(False)
-    untrained(networks[0], folder=tmp_path).train([CONFIG], progress=False)
-    untrained(networks[0], folder=tmp_path).train([CONFIG], progress=False)
-    with pytest.raises(ht.StorageError, match="given was"):
-        untrained(networks[1], folder=tmp_path)
+    for network, finished in ((networks[0], 1), (networks[0], 1), (networks[1], 2)):
+        trainer = untrained(network, folder=tmp_path)
+        value = trainer.train([CONFIG], progress=False)["error"].item()
+        assert f"finished={finished}," in repr(trainer)
+        assert value == untrained(network).train([CONFIG], progress=False)["error"].item()
 
 
 def test_networks_with_frozen_parts_of_their_own_are_trained_apart() -> None:
@@ -423,7 +421,7 @@ def test_networks_with_frozen_parts_of_their_own_are_trained_apart() -> None:
         return network
 
     configs = [CONFIG | {"decay": decay} for decay in (1e-3, 1e-2, 1e-1)]
-    options: dict[str, Any] = {"initialize": make, "epochs": 3, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    options: dict[str, Any] = {"initialize": make, "epochs": 3, "rate": 0.1}
     stacked, alone = (
         untrained(make(), parallel=parallel, **options).train(configs, common=False, progress=False)["error"]
         for parallel in (16, 1)
@@ -443,8 +441,8 @@ def test_fresh_weights_leave_what_is_frozen() -> None:
 
 @pytest.mark.parametrize("mapping", ["auto", "loop"])
 def test_real_trainings_are_run_as_the_hypernetwork_is(mapping: Any) -> None:
-    truth = fit(plain_network(), mapping=mapping).truth()
-    assert ("one after another" in repr(truth)) == (mapping == "loop")
+    trainer = fit(plain_network(), mapping=mapping).trainer()
+    assert ("one after another" in repr(trainer)) == (mapping == "loop")
     with pytest.raises(ht.OptionError, match="`mapping`"):
         untrained(plain_network(), mapping="both")
 

@@ -365,9 +365,9 @@ def test_a_users_files_stay(tmp_path: Path) -> None:
     for seed in (0, 1):
         surrogate = fit(epochs=1, seed=seed, checkpoint=tmp_path, **validation())
         surrogate.save(tmp_path)
-        surrogate.truth(epochs=1, folder=tmp_path).train([problem.CONFIG], seeds=[seed], progress=False)
+        surrogate.trainer(ht.Recipe(epochs=1), tmp_path).train([problem.CONFIG], seeds=[seed], progress=False)
     assert all(path.read_text() == "mine" for path in files)
-    assert len(list(tmp_path.glob("*.safetensors"))) == len(files) - 1 + 3
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(files) - 1 + 4
 
 
 def test_what_a_dead_writer_left_goes_once_it_is_old(tmp_path: Path) -> None:
@@ -427,14 +427,13 @@ def test_a_users_index_is_not_replaced(tmp_path: Path, content: str) -> None:
     for name, write in {
         "surrogate": lambda: surrogate.save(tmp_path),
         "checkpoint": lambda: fit(loss=never, checkpoint=tmp_path),
-        "truth": lambda: surrogate.truth(folder=tmp_path),
     }.items():
         path = tmp_path / f"{name}.json"
         path.write_text(content)
         with pytest.raises(ht.StorageError, match=rf"'{path}'.* (none|not one) of ours"):
             write()
         assert path.read_text() == content
-    assert sorted(path.name for path in tmp_path.glob("*.*s*")) == ["checkpoint.json", "surrogate.json", "truth.json"]
+    assert sorted(path.name for path in tmp_path.glob("*.*s*")) == ["checkpoint.json", "surrogate.json"]
 
 
 def never(model: nn.Module, batch: Any, config: Any) -> Tensor:
@@ -472,10 +471,9 @@ def test_one_json_file_is_replaced_whole_and_leaves_nothing(tmp_path: Path) -> N
     assert names(tmp_path) == sorted([LOCK, "state.json"])
 
 
-def truth(folder: Path, **options: Any) -> ht.Truth:
-    return ht.Truth(
-        network(), problem.SPACE, problem.loss, problem.loader(), epochs=1, folder=folder, **validation(), **options
-    )
+def trainer(folder: Path, **options: Any) -> ht.Trainer:
+    options |= validation() | {"recipe": ht.Recipe(epochs=1), "folder": folder}
+    return ht.Trainer(network(), problem.SPACE, problem.loss, problem.loader(), **options)
 
 
 @needs_fork
@@ -484,12 +482,12 @@ def test_processes_that_train_for_real_lose_nothing_of_each_other(tmp_path: Path
 
     def work(seed: int) -> Callable[[], None]:
         def run() -> None:
-            own = truth(tmp_path, parallel=1)
+            own = trainer(tmp_path, parallel=1)
             for each in range(4):
                 own.train([problem.CONFIG], seeds=[10 * seed + each], progress=False)
 
         return run
 
     assert in_processes(work(1), work(2)) == [0, 0]
-    assert "runs=8" in repr(truth(tmp_path))
-    assert names(tmp_path) == sorted([LOCK, "truth.json", "tensors"])
+    assert "finished=8" in repr(trainer(tmp_path))
+    assert sum(path.suffix == ".json" for path in tmp_path.iterdir()) == 8

@@ -14,8 +14,8 @@ from hypertune_mip.surrogate.arguments import as_hypernetwork, check_functions, 
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.training import Loss, Options, train
 from hypertune_mip.training.keywords import FitKeywords, check_names, takes_options
+from hypertune_mip.trainings import AnyConfig, Recipe
 from hypertune_mip.verification.response import warn_of_no_response
-from hypertune_mip.verification.truth import Budget
 
 
 @takes_options(FitKeywords.__annotations__)
@@ -66,7 +66,7 @@ def fit(
         metric=metric,
         val_loader=val_loader,
         train_loader=train_loader,
-        budget=Budget(epochs=chosen.epochs, optimizer=chosen.optimizer, schedule=chosen.schedule),
+        recipe=Recipe(epochs=chosen.epochs, optimizer=AnyConfig(chosen.optimizer), schedule=chosen.schedule),
     )
     evaluator = surrogate._evaluator
     surrogate.history, unread, surrogate.execution = train(hypernet, loss, train_loader, chosen, evaluator=evaluator)

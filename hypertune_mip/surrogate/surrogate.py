@@ -22,14 +22,15 @@ from hypertune_mip.surrogate import search
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
 from hypertune_mip.surrogate.materialize import materialize
 from hypertune_mip.surrogate.persistence import load_hypernetwork, save_hypernetwork
-from hypertune_mip.surrogate.trust import calibrated, make_report, settings_to_verify, unused_hyperparameters
+from hypertune_mip.surrogate.trust import calibrated, make_report, settings_to_verify
 from hypertune_mip.training import Loss, Record
-from hypertune_mip.training.options import OptimizerFactory, ScheduleFactory
+from hypertune_mip.trainings import Branches, Executor, FromHypernetwork, Recipe, Trainer
+from hypertune_mip.trainings.starts import Initialize
 from hypertune_mip.verification.calibration import Calibrated
 from hypertune_mip.verification.report import TrustReport
 from hypertune_mip.verification.response import responses
 from hypertune_mip.verification.statistics import Estimate
-from hypertune_mip.verification.truth import Budget, Initialize, Truth
+from hypertune_mip.verification.unused import unused_hyperparameters
 
 
 class Surrogate:
@@ -42,11 +43,11 @@ class Surrogate:
         val_loader: Validation data; see `Evaluator` for how it is kept.
         history: One record an epoch, from training.
         train_loader: What it was trained on; kept for verification, as is `loss`.
-        budget: How a single network would be trained; None takes as many epochs as in `history`.
+        recipe: How a single network would be trained; None takes as many epochs as in `history`.
         memory_budget: Bytes that settings evaluated at once may take; None is 32 MiB on a CPU and 1 GiB on CUDA.
 
     Raises:
-        DataError: If `metric` or `val_loader` is there without the other, or the budget is no whole number.
+        DataError: If `metric` or `val_loader` is there without the other, or the memory budget is no whole number.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Surrogate:
         val_loader: Iterable[Any] | None = None,
         history: Sequence[Record] = (),
         train_loader: Iterable[Any] | None = None,
-        budget: Budget | None = None,
+        recipe: Recipe | None = None,
         memory_budget: int | None = None,
     ) -> None:
         """See the class."""
@@ -72,7 +73,7 @@ class Surrogate:
         self.execution: dict[str, Any] | None = None
         """How the settings of a step ran in training: the way, what others took, whether it was captured."""
         self.train_loader = train_loader
-        self.budget = budget
+        self.recipe = recipe
         self.reports: tuple[TrustReport, ...] = ()
         self._calibration: dict[str, Any] | None = None
         self._calibrated: CalibratedEvaluator | None = None
@@ -83,8 +84,8 @@ class Surrogate:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but training data and budget: another process asks, and a budget often holds a lambda."""
-        return {**self.__dict__, "train_loader": None, "budget": None}
+        """Everything but training data and recipe: another process asks, and a recipe often holds a lambda."""
+        return {**self.__dict__, "train_loader": None, "recipe": None}
 
     def __repr__(self) -> str:
         """Hyperparameters, metrics and epochs."""
@@ -286,32 +287,31 @@ class Surrogate:
         """
         return responses(self._measure, bases=whole_number("bases", bases, low=1, error=SpaceError))
 
-    def truth(
+    def trainer(
         self,
+        recipe: Recipe | None = None,
+        folder: str | Path | None = None,
+        executor: Executor | None = None,
         *,
         network: nn.Module | None = None,
         train_loader: Iterable[Any] | None = None,
-        epochs: int | None = None,
-        optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | Literal["as in fit"] | None = "as in fit",
         initialize: Initialize | None = None,
         parallel: int = 16,
-        folder: str | Path | None = None,
-    ) -> Truth:
-        """Real training of the plain primary network, with the same loss, metric and data as the surrogate's.
+    ) -> Trainer:
+        """What trains the plain primary network for real, from scratch or from the hypernetwork's weights.
 
-        What is not given is as in `fit`. State how you would train a single network where that differs: its learning
-        rate often does.
+        Loss, metric and data are those of the surrogate.
 
         Args:
+            recipe: How one network is trained; None is as `fit` was told. State it where you would train a single
+                network otherwise: its learning rate often differs.
+            folder: Where finished trainings are kept, to go on with later; see `Trainer`.
+            executor: Who carries trainings out; None is this process.
             network: The primary network; None takes the one that the hypernetwork was made from, as it was then.
-            train_loader: As in `Truth`.
-            epochs: As in `Truth`.
-            optimizer: As in `Truth`.
-            schedule: As in `Truth`.
-            initialize: As in `Truth`; None is "given" where theta_0 is frozen and "auto" otherwise.
-            parallel: As in `Truth`.
-            folder: As in `Truth`.
+            train_loader: Training data; None takes that of `fit`.
+            initialize: Where trainings from scratch start, as in `Trainer`; None is "given" where theta_0 is frozen and
+                "auto" otherwise.
+            parallel: Networks that are trained at once; see `Trainer`.
 
         Raises:
             DataError: If the surrogate lacks the loss or the training data, as after `load` without them.
@@ -322,24 +322,47 @@ class Surrogate:
                 "Real training needs the loss and the training data. Pass `loss` and `train_loader` to"
                 " `Surrogate.load`."
             )
-        budget = self.budget or Budget(epochs=max(1, len(self.history)))
         frozen = self.hypernet.freeze_theta_0
-        return Truth(
+        return Trainer(
             self.hypernet.given if network is None else network,
             self.space,
             self.loss,
             loader,
             metric=self._evaluate.metric,
             val_loader=self._evaluate.data.loader,
-            epochs=budget.epochs if epochs is None else epochs,
-            optimizer=budget.optimizer if optimizer is None else optimizer,
-            schedule=budget.schedule if schedule == "as in fit" else schedule,
+            recipe=self._own_recipe if recipe is None else recipe,
+            branch_points={"end": FromHypernetwork(self.hypernet)},
             initialize=("given" if frozen else "auto") if initialize is None else initialize,
             mapping=self.hypernet.kernel.mapping,
             parallel=parallel,
             device=self.hypernet.device,
             folder=folder,
+            executor=executor,
         )
+
+    @property
+    def _own_recipe(self) -> Recipe:
+        return self.recipe or Recipe(epochs=max(1, len(self.history)))
+
+    def branch(self, configs: Sequence[Config], *, share: float = 0.25, progress: bool = True) -> Branches:
+        """Short real trainings at each config, by the default recipe, from the weights that the hypernetwork makes.
+
+        They order configs as whole trainings would, for a part of the cost. `trainer().branch` has more choices.
+
+        Args:
+            configs: Native values.
+            share: Of the recipe that each takes, in (0, 1].
+            progress: Whether to show a bar.
+
+        Raises:
+            SpaceError: If a config does not fit the space.
+            OptionError: If `share` is not in (0, 1].
+            DataError: As in `trainer`.
+
+        Warns:
+            HypertuneWarning: Of branches that diverge.
+        """
+        return self.trainer().branch(configs, share=share, progress=progress)
 
     def verify(
         self,
@@ -348,7 +371,7 @@ class Surrogate:
         settings: int = 8,
         best: int | None = None,
         seeds: int = 1,
-        truth: Truth | None = None,
+        trainer: Trainer | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> TrustReport:
@@ -362,13 +385,13 @@ class Surrogate:
             best: How many of them are the surrogate's best; None is half. To calibrate, take 1: spread settings teach
                 more.
             seeds: Real trainings at each; with two or more the report knows what noise alone would cost.
-            truth: Where real training happens; None is `self.truth()`. Give one with a `folder` to be able to resume.
+            trainer: Of real trainings; None is `self.trainer()`. Give one with a `folder` to be able to resume.
             seed: Of the spread settings; take another one to verify at fresh settings.
             progress: Whether to show a bar.
 
         Raises:
             SpaceError: If the metric is unknown, there is not at least one setting, or `best` is more than there are.
-            DataError: As in `truth`.
+            DataError: As in `trainer`.
 
         Warns:
             HypertuneWarning: If the report has doubts, naming them.
@@ -379,21 +402,20 @@ class Surrogate:
         if best is not None:
             best = whole_number("best", best, low=0, high=settings, error=SpaceError)
         seed = seed_number(seed, error=SpaceError)
-        truth = self.truth() if truth is None else truth
+        trainer = self.trainer() if trainer is None else trainer
         known = self.reports[: self._calibration["reports"]] if self._calibration is not None else ()
         configs, chosen = settings_to_verify(self._measure, metric, settings, best=best, seed=seed, known=known)
-        before = truth.seconds
-        true = truth.train(configs, seeds=seeds, progress=progress)
-        fit_epochs = self.budget.epochs if self.budget is not None else max(1, len(self.history))
+        before = trainer.seconds
+        true = trainer.train(configs, seeds=seeds, progress=progress)
         report = make_report(
             self._measure,
             metric,
             configs,
             chosen,
             true,
-            trainings=true[metric].size * truth.epochs / fit_epochs,
-            seconds=truth.seconds - before,
-            unused=unused_hyperparameters(self.hypernet, truth.loss, truth.train_loader),
+            trainings=true[metric].size * trainer.recipe.epochs / self._own_recipe.epochs,
+            seconds=trainer.seconds - before,
+            unused=unused_hyperparameters(self.hypernet, trainer.loss, trainer.train_loader),
         )
         self.reports = (*self.reports, report)
         self.warn_of_doubts(metric, stacklevel=3)
@@ -496,7 +518,7 @@ class Surrogate:
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
         train_loader: Iterable[Any] | None = None,
-        budget: Budget | None = None,
+        recipe: Recipe | None = None,
         space: SearchSpace | None = None,
         device: str | torch.device = "cpu",
     ) -> Surrogate:
@@ -505,12 +527,12 @@ class Surrogate:
         Args:
             folder: What was saved to.
             network: The primary network's architecture; the weights are replaced by the saved ones in a copy. Real
-                training (see `truth`) starts from this network.
+                training (see `trainer`) starts from this network.
             loss: As in `Surrogate`.
             metric: As in `Surrogate`.
             val_loader: As in `Surrogate`.
             train_loader: As in `Surrogate`.
-            budget: As in `Surrogate`.
+            recipe: As in `Surrogate`.
             space: If given, it must be the saved one.
             device: Where to.
 
@@ -524,7 +546,7 @@ class Surrogate:
             metric=metric,
             val_loader=val_loader,
             train_loader=train_loader,
-            budget=budget,
+            recipe=recipe,
             history=history,
         )
         surrogate.execution = execution

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hypertune_mip.errors import DataError, SpaceError
-from hypertune_mip.evaluation import Evaluator, Measure, to_device
-from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.evaluation import Evaluator, Measure
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
 from hypertune_mip.surrogate.search import diverse_best
-from hypertune_mip.training import Loss
-from hypertune_mip.training.randomness import forked_random_state
 from hypertune_mip.verification.calibration import Calibration
-from hypertune_mip.verification.group import Group, unused
 from hypertune_mip.verification.report import Chosen, TrustReport
 from hypertune_mip.verification.response import responses
-from hypertune_mip.verification.truth import first_of_each
 
 _CANDIDATES = 512
 _OTHER_SEED = 1_000_000  # far from the seeds by which settings are spread
 _APART = 0.02  # in some column: nearer to a setting that has been trained for real, another one is the same
-_PROBES = 4  # settings at which it is seen whether the loss depends on a hyperparameter
 
 
 def settings_to_verify(
@@ -41,7 +34,7 @@ def settings_to_verify(
     space = measure.space
     count = settings - settings // 2 if best is None else best
     units = space.sample(settings - count, seed=seed)
-    units = units[first_of_each([tuple(row) for row in units.tolist()])]
+    units = units[_first_of_each([tuple(row) for row in units.tolist()])]
     chosen: list[Chosen] = ["spread"] * len(units)
     if count:
         tried = torch.cat([units[:0], *(space.to_unit(report.configs) for report in known)])
@@ -83,23 +76,6 @@ def make_report(
     )
 
 
-def unused_hyperparameters(hypernet: HyperNetwork, loss: Loss, loader: Iterable[Any]) -> tuple[str, ...]:
-    """Those on whose value the loss does not depend, at a few settings and one batch."""
-    device = hypernet.device
-    units = hypernet.space.sample(_PROBES)
-    with torch.no_grad(), forked_random_state(device):
-        weights = hypernet.effective(units)
-        batch = to_device(next(iter(loader)), device)
-
-    with hypernet.kernel.lock:
-        network = copy.deepcopy(hypernet.network)
-        for name in hypernet.generated:
-            network.get_parameter(name).requires_grad_(True)
-    group = Group(network, [network] * _PROBES, hypernet.configs(units), hypernet.kernel.mapping)
-    group.weights = weights
-    return unused(group, loss, batch, others=hypernet.configs((units + 0.5) % 1.0))
-
-
 def calibrated(
     evaluator: Evaluator,
     reports: Sequence[TrustReport],
@@ -136,3 +112,8 @@ def _padded(runs: np.ndarray, seeds: int) -> np.ndarray:
 
 def _array(values: Tensor) -> np.ndarray:
     return values.numpy()
+
+
+def _first_of_each(keys: Sequence[Hashable]) -> list[int]:
+    """Indices of `keys` without repetitions."""
+    return sorted({key: index for index, key in reversed(list(enumerate(keys)))}.values())

@@ -71,13 +71,18 @@ class TrainingStep(nn.Module):
         """The loss, 0-d and not in half precision; raises LossError if it is none."""
         with autocast(self.hypernet.device, self.precision):
             value = self.loss(model, batch, config)
-        if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
-            shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
-            raise LossError(
-                f"The loss must return a 0-d floating-point tensor for one setting, but got {shown}."
-                " Take the mean over the batch."
-            )
-        return value if value.dtype == torch.float64 else value.float()
+        return checked_loss(value)
+
+
+def checked_loss(value: Any) -> Tensor:
+    """What a loss has returned, not in half precision; raises LossError unless it is a 0-d tensor."""
+    if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
+        shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
+        raise LossError(
+            f"The loss must return a 0-d floating-point tensor for one setting, but got {shown}."
+            " Take the mean over the batch."
+        )
+    return value if value.dtype == torch.float64 else value.float()
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

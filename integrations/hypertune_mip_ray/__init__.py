@@ -13,9 +13,9 @@ except ImportError as error:
 
 from hypertune_mip_ray.domains import param_space, search_space
 from hypertune_mip_ray.evaluate import evaluate_batch
+from hypertune_mip_ray.executor import executor
 from hypertune_mip_ray.fit import fit
 from hypertune_mip_ray.search import SurrogateSearch
 from hypertune_mip_ray.trainable import trainable
-from hypertune_mip_ray.truth import in_parallel
 
-__all__ = ["SurrogateSearch", "evaluate_batch", "fit", "in_parallel", "param_space", "search_space", "trainable"]
+__all__ = ["SurrogateSearch", "evaluate_batch", "executor", "fit", "param_space", "search_space", "trainable"]

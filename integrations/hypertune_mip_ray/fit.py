@@ -16,13 +16,14 @@ from ray.train import RunConfig, ScalingConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
-from hypertune_mip import Budget, HyperNetwork, OptionError, SearchSpace, Surrogate
+from hypertune_mip import HyperNetwork, OptionError, Recipe, SearchSpace, Surrogate
 from hypertune_mip import fit as fit_in_one_process
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.surrogate.arguments import as_hypernetwork, check_functions
 from hypertune_mip.training import Loss, Options
 from hypertune_mip.training.checkpoint import load_result
 from hypertune_mip.training.keywords import TrainingKeywords, check_names, takes_options
+from hypertune_mip.trainings import AnyConfig
 from hypertune_mip.verification.response import warn_of_no_response
 from hypertune_mip_ray.checkpoints import (
     IN_THIS_PROCESS,
@@ -181,7 +182,7 @@ def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig,
         metric=job.metric,
         val_loader=job.val_loader,
         history=history,
-        budget=Budget(epochs=options.epochs, optimizer=options.optimizer, schedule=options.schedule),
+        recipe=Recipe(epochs=options.epochs, optimizer=AnyConfig(options.optimizer), schedule=options.schedule),
     )
     surrogate.execution = execution
     if job.metric is not None and job.val_loader is not None:

@@ -27,6 +27,7 @@ import hypertune_mip as ht
 from hypertune_mip.arguments import whole_number
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.training import Loss, Options
+from hypertune_mip.trainings import AnyConfig
 from hypertune_mip.verification.calibration import FEWEST
 from hypertune_mip_sklearn.defaults import Adam, DefaultLoss, DefaultMetric, Module, default_network, default_space
 from hypertune_mip_sklearn.rows import TableEstimator, chosen_rows
@@ -293,7 +294,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             )
         single = self._batches(rows, train)  # with which a network is trained for real
         self.surrogate_.train_loader = single
-        self.surrogate_.budget = ht.Budget(epochs=self._epochs(single), optimizer=Adam(float(self.learning_rate)))
+        self.surrogate_.recipe = self._recipe(single)
         self.history_ = self.surrogate_.history
 
     def _check_verify(self) -> None:
@@ -311,9 +312,9 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             self.best_score_ = math.nan
             return
         if self.verify:
-            truth = self.surrogate_.truth(initialize=self._initialize(rows))
+            trainer = self.surrogate_.trainer(initialize=self._initialize(rows))
             report = self.surrogate_.verify(
-                self.objective, settings=self.verify, truth=truth, progress=bool(self.verbose)
+                self.objective, settings=self.verify, trainer=trainer, progress=bool(self.verbose)
             )
             self.trust_report_ = report
             if report.trusted():
@@ -334,23 +335,27 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         batches = self._batches(rows)
         fine = refit == "finetune"
         share = _FINE if fine else 1.0
-        truth = ht.Truth(
+        trainer = ht.Trainer(
             self._made() if fine else self._network(rows["x"].shape[1], seed),
             self._space(),
             loss,
             batches,
             metric=metric,
             val_loader=Batches(batches.rows, _ROWS, shuffle=False),
-            epochs=max(1, round(share * self._epochs(batches))),
-            optimizer=Adam(share * float(self.learning_rate)),
+            recipe=self._recipe(batches, share),
             initialize="given" if fine else self._initialize(rows),
             device=Options(device=self.device).resolved_device(),
         )
-        network = truth.network(self.best_config_, seed=seed % 1000)
+        network = trainer.network(self.best_config_, seed=seed % 1000)
         if fine:
             device = next(network.parameters()).device
             update_bn((batch["x"].to(device) for batch in batches), network)  # of a short training they are not yet
         return network
+
+    def _recipe(self, batches: Any, share: float = 1.0) -> ht.Recipe:
+        """How one network is trained, or finished: for a share of the epochs, at a share of the learning rate."""
+        epochs = max(1, round(share * self._epochs(batches)))
+        return ht.Recipe(epochs=epochs, optimizer=AnyConfig(Adam(share * float(self.learning_rate))))
 
     def _made(self) -> nn.Module:
         """The primary network with the hypernetwork's weights at the best setting, to train on."""

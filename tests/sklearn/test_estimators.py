@@ -115,9 +115,9 @@ def test_settings_that_share_a_step_and_real_training_have_batches_of_the_same_s
     steps = fitted.history_[-1]["step"] / len(fitted.history_)
     assert steps == 1  # of eight settings with a batch of 17 each
     assert surrogate.train_loader.size == 17
-    assert surrogate.budget.epochs == round(750 / -(-rows // 17))
-    truth = surrogate.truth()
-    assert (truth.train_loader, truth.epochs) == (surrogate.train_loader, surrogate.budget.epochs)
+    assert surrogate.recipe.epochs == round(750 / -(-rows // 17))
+    trainer = surrogate.trainer()
+    assert (trainer.train_loader, trainer.recipe.epochs) == (surrogate.train_loader, surrogate.recipe.epochs)
     few = classifier(epochs=10).fit(X, Y)
     assert few.history_[-1]["step"] == 10 * -(-rows // 17)  # ten epochs are not ten steps
 

@@ -132,9 +132,11 @@ def test_two_steps_of_fit_and_what_the_surrogate_says(row: Architecture) -> None
 def test_real_training_starts_at_the_networks_own_initialization(row: Architecture) -> None:
     """It runs, and where no step moves the weights they are as the package itself draws them."""
     surrogate = fitted(row)
-    report = surrogate.verify("loss", settings=2, best=0, truth=surrogate.truth(epochs=1), progress=False)
+    report = surrogate.verify(
+        "loss", settings=2, best=0, trainer=surrogate.trainer(ht.Recipe(epochs=1)), progress=False
+    )
     assert len(report.configs) == 2
-    still = surrogate.truth(epochs=1, optimizer=partial(torch.optim.SGD, lr=0.0))
+    still = surrogate.trainer(ht.Recipe(epochs=1, optimizer=lambda p, config: torch.optim.SGD(p, lr=0.0)))
     plain, own = still.network({"decay": 1e-3}), row.network()
     for name, parameter in own.named_parameters():
         drawn = plain.get_parameter(name)

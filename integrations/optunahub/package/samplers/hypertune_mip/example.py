@@ -29,14 +29,16 @@ def main(epochs: int = 20, trials: int = 8) -> optuna.Study:
     )
     data = {"metric": metric, "val_loader": batches[9:]}
     surrogate = ht.fit(ht.HyperNetwork(network, SPACE), loss, batches[:9], epochs=epochs, **data)
-    truth = surrogate.truth(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3))
+    trainer = surrogate.trainer(
+        ht.Recipe(epochs=epochs, optimizer=lambda parameters, config: torch.optim.Adam(parameters, lr=3e-3))
+    )
 
     def objective(trial: optuna.Trial) -> float:
         config = {
             "decay": trial.suggest_float("decay", 1e-5, 1e-1, log=True),
             "dropout": trial.suggest_float("dropout", 0.0, 0.8),
         }
-        return truth.train([config], progress=False)["loss"].item()
+        return trainer.train([config], progress=False)["loss"].item()
 
     # From the hub: sampler = optunahub.load_module("samplers/hypertune_mip").SurrogateSampler(surrogate, "loss")
     study = optuna.create_study(sampler=SurrogateSampler(surrogate, "loss", seed=0))

@@ -18,17 +18,19 @@ import hypertune_mip as ht
 
 pytest.importorskip("ray")
 
-from hypertune_mip_ray import in_parallel
+import hypertune_mip_ray as ht_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 CONFIGS = [{"decay": d, "dropout": 0.1} for d in (1e-4, 1e-2, 1.0)]
 
 
-def truth(**options: Any) -> ht.Truth:
-    chosen = {"epochs": 3, "parallel": 1, "loss": problem.loss, "metric": problem.metric} | options
-    validation = {"metric": chosen.pop("metric"), "val_loader": problem.loader(shuffle=False)}
-    return ht.Truth(problem.network(), problem.SPACE, chosen.pop("loss"), problem.loader(), **validation, **chosen)
+def trainer(*, loss: Any = problem.loss, loader: Any = None, rate: float = 6e-3, **options: Any) -> ht.Trainer:
+    recipe = ht.Recipe(epochs=3, optimizer=lambda parameters, config: torch.optim.SGD(parameters, lr=rate))
+    options = {"parallel": 1, "metric": problem.metric, "recipe": recipe} | options
+    validation = problem.loader(shuffle=False)
+    data = problem.loader() if loader is None else loader
+    return ht.Trainer(problem.network(), problem.SPACE, loss, data, val_loader=validation, **options)
 
 
 def dies_once(flag: Path) -> Callable[..., torch.Tensor]:
@@ -44,30 +46,32 @@ def dies_once(flag: Path) -> Callable[..., torch.Tensor]:
 
 
 def test_tasks_give_what_this_process_gives_though_one_is_lost(tmp_path: Path) -> None:
-    flag, folder = tmp_path / "lost", tmp_path / "truth"
-    spread = in_parallel(truth(loss=dies_once(flag), folder=folder), tasks=2)
+    flag, folder = tmp_path / "lost", tmp_path / "trainings"
+    spread = trainer(loss=dies_once(flag), folder=folder, executor=ht_ray.executor(tasks=2))
     measured = spread.train(CONFIGS, seeds=2, progress=False)
-    alone = truth().train(CONFIGS, seeds=2, progress=False)
+    alone = trainer().train(CONFIGS, seeds=2, progress=False)
     assert flag.exists()
     assert spread.seconds > 0.0
     assert measured.keys() == alone.keys()
     for name, values in measured.items():
         np.testing.assert_allclose(values, alone[name], rtol=1e-5)
-    assert "runs=6" in repr(truth(folder=folder))  # a later truth knows them
+    assert "finished=6" in repr(trainer(folder=folder))  # a later trainer knows them
 
 
 @pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted:hypertune_mip.HypertuneWarning")
 def test_a_fraction_of_a_resource_is_enough_for_a_report() -> None:
     surrogate = problem.fit(**problem.validation())
     surrogate.train_loader = problem.loader()
-    spread = in_parallel(truth(parallel=8), resources_per_task={"CPU": 0.5})
+    spread = trainer(parallel=8, executor=ht_ray.executor(resources_per_task={"CPU": 0.5}))
     assert spread.executor.parts == 8  # of the four CPUs
-    report = surrogate.verify("error", settings=3, best=0, truth=spread, progress=False)
-    np.testing.assert_allclose(report.true["error"], truth().train(report.configs, progress=False)["error"], rtol=1e-4)
+    report = surrogate.verify("error", settings=3, best=0, trainer=spread, progress=False)
+    np.testing.assert_allclose(
+        report.true["error"], trainer().train(report.configs, progress=False)["error"], rtol=1e-4
+    )
 
 
 def test_warnings_of_tasks_arrive_here() -> None:
-    spread = in_parallel(truth(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e9)), tasks=1)
+    spread = trainer(rate=1e9, executor=ht_ray.executor(tasks=1))
     with pytest.warns(ht.HypertuneWarning, match="Real training diverged at"):
         assert np.isnan(spread.train(CONFIGS[:1], progress=False)["error"]).all()
 
@@ -78,11 +82,11 @@ def no_metric(model: nn.Module, batch: Any) -> Any:
 
 def test_bad_input() -> None:
     with pytest.raises(ht.LossError, match="error"):  # as in this process, not wrapped in an error of Ray's
-        in_parallel(truth(metric=no_metric)).train(CONFIGS[:1], progress=False)
-    stuck = truth()
-    stuck.train_loader.dataset.lock = threading.Lock()  # type: ignore[attr-defined]
-    with pytest.raises(ht.DataError, match=r"`truth`\.train_loader\.dataset\.lock cannot be sent"):
-        in_parallel(stuck).train(CONFIGS, progress=False)
+        trainer(metric=no_metric, executor=ht_ray.executor()).train(CONFIGS[:1], progress=False)
+    loader = problem.loader()
+    loader.dataset.lock = threading.Lock()  # type: ignore[attr-defined]
+    with pytest.raises(ht.DataError, match=r"`trainer`\.train_loader\.dataset\.lock cannot be sent"):
+        trainer(loader=loader, executor=ht_ray.executor()).train(CONFIGS, progress=False)
     for options in ({"tasks": 0}, {"max_retries": -1}):
         with pytest.raises(ht.OptionError, match="must be a whole number"):
-            in_parallel(truth(), **options)
+            ht_ray.executor(**options)

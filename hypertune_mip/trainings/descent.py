@@ -1,0 +1,80 @@
+"""What moves the weights of plain networks that are trained together: one optimiser for all, or one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hypertune_mip.space import Value
+from hypertune_mip.training.fingerprint import description_of
+from hypertune_mip.training.schedule import Schedule
+from hypertune_mip.trainings.recipe import Recipe
+
+_ELEMENTWISE = {
+    getattr(torch.optim, name)
+    for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "RMSprop", "Rprop", "ASGD")
+}
+"""Optimisers that treat every number on its own, so that one of them moves a stack of networks as it would each."""
+
+
+class Descent:
+    """Moves the weights of S networks, by a recipe at the config of each.
+
+    Where all would have the same optimiser, and it treats every number on its own, one moves all of them. Otherwise
+    each network has one, which sees its own part of the stacked weights in the network's own shapes.
+
+    Args:
+        recipe: How each network is trained.
+        weights: Stacked leaves, (S, ...) each.
+        configs: Of the networks, native values.
+        total: Steps of the training, if they are known.
+    """
+
+    def __init__(
+        self, recipe: Recipe, weights: Sequence[Tensor], configs: Sequence[Mapping[str, Value]], total: int | None
+    ) -> None:
+        """See the class."""
+        self._weights = list(weights)
+        self._parts = [[torch.nn.Parameter(stack.detach()[i]) for stack in weights] for i in range(len(configs))]
+        made = [recipe.made(parts, config) for parts, config in zip(self._parts, configs, strict=True)]
+        if _are_one(made):
+            self._optimizers = [_around(made[0], dict(zip(map(id, self._parts[0]), self._weights, strict=True)))]
+            self._parts = []
+        else:
+            self._optimizers = made
+        self._schedules = [Schedule(recipe.schedule, optimizer, total) for optimizer in self._optimizers]
+
+    @property
+    def optimizers(self) -> int:
+        """How many there are: 1, or one for each network."""
+        return len(self._optimizers)
+
+    def step(self) -> None:
+        """One step from the gradients that the stacked weights hold; they are gone afterwards."""
+        for index, parts in enumerate(self._parts):
+            for part, stack in zip(parts, self._weights, strict=True):
+                part.grad = None if stack.grad is None else stack.grad[index]
+        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        for stack in self._weights:
+            stack.grad = None
+
+
+def _are_one(optimizers: Sequence[Optimizer]) -> bool:
+    """Whether one optimiser around stacked weights does what these do."""
+    first = optimizers[0]
+    if type(first) not in _ELEMENTWISE or first.state:  # which it has begun to keep for parts
+        return False
+    description = description_of(first)
+    return all(description_of(other) == description for other in optimizers[1:])
+
+
+def _around(optimizer: Optimizer, stacks: Mapping[int, Tensor]) -> Optimizer:
+    """The optimiser, with each parameter in its groups replaced by the stack in whose place it stood."""
+    for group in optimizer.param_groups:
+        group["params"] = [stacks[id(parameter)] for parameter in group["params"]]
+    return optimizer

@@ -1,0 +1,198 @@
+"""Plain networks in training: one by itself, as a user would train it, or several of one architecture as a stack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from hypertune_mip.errors import NetworkError
+from hypertune_mip.evaluation import gradients
+from hypertune_mip.execution import Kernel, Setting
+from hypertune_mip.functional import ActiveConfig
+from hypertune_mip.hypernetwork.primary import always_evaluating, keeps_statistics, precision_of, set_training
+from hypertune_mip.nn import resolve
+from hypertune_mip.space import SearchSpace, Value
+from hypertune_mip.training import Loss
+from hypertune_mip.training.schedule import Schedule
+from hypertune_mip.training.step import checked_loss
+from hypertune_mip.trainings.descent import Descent
+from hypertune_mip.trainings.recipe import Recipe
+
+Configs = Sequence[Mapping[str, Value]]
+RunFunction = Callable[[Callable[[nn.Module, Any], Any], Any], Any]
+"""Runs `function(network, batch)` of each network, in evaluation mode: a tree of tensors with the axis S in front."""
+
+
+class Networks(Protocol):
+    """S plain networks, each at a config of its own, from their first step to their metrics."""
+
+    def step(self, loss: Loss, batch: Any) -> None:
+        """One step of each, in training mode, on the whole batch."""
+
+    def run(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
+        """See `RunFunction`."""
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """Parameters and buffers of one network, by name."""
+
+
+class Alone:
+    """One plain network, S = 1: its layers that are bound to hyperparameters have become plain ones.
+
+    Args:
+        start: The network to start from; it is copied.
+        config: Native values.
+        space: Of the config.
+        recipe: How it is trained.
+        device: Where.
+        total: Steps of the training, if they are known.
+    """
+
+    def __init__(
+        self,
+        start: nn.Module,
+        config: Mapping[str, Value],
+        space: SearchSpace,
+        recipe: Recipe,
+        device: torch.device,
+        total: int | None,
+    ) -> None:
+        """See the class."""
+        self.network = resolve(start, config).to(device)
+        self._config = ActiveConfig({n: v[0] for n, v in decoded(space, [config], self.network, device).items()})
+        self._staying = always_evaluating(self.network)
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self._optimizer = recipe.made(trained, config)
+        self._schedule = Schedule(recipe.schedule, self._optimizer, total)
+
+    def step(self, loss: Loss, batch: Any) -> None:
+        """See `Networks`."""
+        set_training(self.network, True, self._staying)
+        self._optimizer.zero_grad(set_to_none=True)
+        checked_loss(loss(self.network, batch, self._config)).backward()
+        self._optimizer.step()
+        self._schedule.step()
+
+    def run(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
+        """See `Networks`."""
+        return in_front(self.network)(function, batch)
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """See `Networks`."""
+        return {name: tensor.detach() for name, tensor in named_tensors(self.network)}
+
+
+class Stack:
+    """S networks that differ in their trainable weights and configs alone, trained at once by `torch.func.vmap`.
+
+    Args:
+        starts: The networks to start from.
+        configs: Native values.
+        space: Of the configs.
+        recipe: How each is trained.
+        device: Where.
+        total: Steps of the training, if they are known.
+
+    Raises:
+        NetworkError: From `step` and `run`, if vmap cannot serve the network or the function, or networks would need
+            buffers of their own.
+    """
+
+    def __init__(
+        self,
+        starts: Sequence[nn.Module],
+        configs: Configs,
+        space: SearchSpace,
+        recipe: Recipe,
+        device: torch.device,
+        total: int | None,
+    ) -> None:
+        """See the class."""
+        self.network = copy.deepcopy(starts[0]).to(device)
+        names = [name for name, parameter in self.network.named_parameters() if parameter.requires_grad]
+        self._weights = {
+            name: torch.stack([start.get_parameter(name).detach() for start in starts]).to(device).requires_grad_()
+            for name in names
+        }
+        self._configs = decoded(space, configs, self.network, device)
+        self._staying = always_evaluating(self.network)
+        self._kernel = Kernel(self.network, names, _given, mapping="vmap")
+        self._descent = Descent(recipe, list(self._weights.values()), configs, total)
+
+    def step(self, loss: Loss, batch: Any) -> None:
+        """See `Networks`."""
+        set_training(self.network, True, self._staying)
+
+        def checked(model: nn.Module, batch: Any, config: Any) -> Tensor:
+            return checked_loss(loss(model, batch, config))
+
+        own = Setting(self._weights, self._configs)
+        total, _ = self._kernel.weighted(checked, own, batch, split=False, weigh=_one_for_each)
+        total.backward()
+        if self._kernel.reassigned:
+            raise NetworkError("The network assigns a buffer anew in training, which a stack would lose.")
+        self._descent.step()
+
+    def run(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
+        """See `Networks`."""
+        self.network.eval()
+        with gradients(False):
+            own = Setting({name: stack.detach() for name, stack in self._weights.items()}, self._configs)
+            return self._kernel.run(lambda model, data, config: function(model, data), own, batch, split=False)
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """See `Networks`."""
+        shared = {name: tensor.detach() for name, tensor in named_tensors(self.network)}
+        return shared | {name: stack.detach()[index] for name, stack in self._weights.items()}
+
+
+def in_front(network: nn.Module) -> RunFunction:
+    """Runs functions of one finished network, S = 1."""
+
+    def run(function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
+        with gradients(False):
+            return tree_map(lambda result: result.unsqueeze(0), function(network.eval(), batch))
+
+    return run
+
+
+def decoded(space: SearchSpace, configs: Configs, network: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Native values (S,) by name, floats in the network's type."""
+    dtype = precision_of(network)
+    columns = space.decode(space.to_unit(configs))
+    return {n: v.to(device, dtype) if v.is_floating_point() else v.to(device) for n, v in columns.items()}
+
+
+def can_be_stacked(network: nn.Module) -> bool:
+    """Whether networks like this one could be trained as a stack: layers with running statistics would mix them."""
+    return not keeps_statistics(network, always_evaluating(network))
+
+
+def differ_in_weights_alone(networks: Sequence[nn.Module]) -> bool:
+    """Whether all that is not trained, frozen parameters and buffers, is the same in all networks."""
+    first, *others = ({n: t for n, t in named_tensors(network) if not t.requires_grad} for network in networks)
+    return all(
+        other.keys() == first.keys() and all(torch.equal(tensor, first[name]) for name, tensor in other.items())
+        for other in others
+        if other is not first
+    )
+
+
+def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, each once."""
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+
+
+def _given(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor], form: Set[str]) -> Mapping[str, Tensor]:
+    """A network's own tensors are its setting's values."""
+    return values
+
+
+def _one_for_each(losses: Tensor, rows: slice) -> Tensor:
+    return torch.ones_like(losses)

@@ -1,0 +1,353 @@
+"""The trainer: plain networks trained for real at given configs, from scratch or as branches of a hypernetwork."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+from tqdm.auto import tqdm
+
+from hypertune_mip.arguments import real_number, seed_number
+from hypertune_mip.errors import DataError
+from hypertune_mip.evaluation import Metric
+from hypertune_mip.execution import Mode
+from hypertune_mip.space import Config, SearchSpace, Value
+from hypertune_mip.training import Loss, OptionError
+from hypertune_mip.training.options import at_least
+from hypertune_mip.trainings.executor import Executor, InThisProcess
+from hypertune_mip.trainings.recipe import Recipe
+from hypertune_mip.trainings.starts import FromScratch, Initialize, Starts
+from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Store, Together, name_of_run
+from hypertune_mip.trainings.workshop import Workshop
+
+BranchPoint = Literal["early", "end"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Branches:
+    """Short trainings that started from a hypernetwork's weights.
+
+    Args:
+        configs: Native values, S of them.
+        metrics: By name, on the validation data, (S,); NaN where a training diverged.
+        networks: Plain, in evaluation mode.
+        cost: Of all, in trainings with the whole recipe.
+        share: Of the recipe that each took.
+        start: The branch point.
+    """
+
+    configs: tuple[dict[str, Value], ...]
+    metrics: Mapping[str, Float[np.ndarray, "S"]]
+    networks: tuple[nn.Module, ...]
+    cost: float
+    share: float
+    start: BranchPoint
+
+    def __repr__(self) -> str:
+        """How many, from where, and what they cost."""
+        return (
+            f"Branches({len(self.configs)} configs, metrics={list(self.metrics)}, share={self.share:g},"
+            f" start={self.start!r}, cost={self.cost:.3g})"
+        )
+
+
+class Trainer:
+    """Trains the plain primary network at any configs, from scratch or as branches, and remembers what came out.
+
+    Args:
+        network: The primary network as a user would train it, layers bound to hyperparameters included; it is copied.
+        space: Whose configs it is trained at.
+        loss: As in `fit`: the very function that the hypernetwork was trained on.
+        train_loader: As in `fit`.
+        metric: As in `fit`.
+        val_loader: As in `fit`.
+        recipe: How one network is trained.
+        branch_points: Where branches may start, by name.
+        initialize: Where trainings from scratch start. "given" is `network` as it is, whatever the seed, for pretrained
+            ones; "reset" draws trainable weights anew by each module's own `reset_parameters`, while what is frozen
+            stays; "auto" does that if all weights look as if drawn so, and is "given" otherwise; or a function that
+            makes a network, called with the seed set.
+        mapping: As in `HyperNetwork`: with "loop" networks are trained one after another.
+        parallel: Networks that are trained at once, where `torch.func.vmap` can serve the network and the loss; others
+            are trained one after another. 1 always does.
+        device: Where to train.
+        folder: Where finished trainings are kept with their networks; they are not trained again, by this object or a
+            later one, and processes may share it. One counts where config, seed, recipe, start and shapes are the same;
+            it is measured anew where validation data or names of metrics are others. Loss and training data cannot be
+            compared, so take another folder for others.
+        executor: Who carries trainings out; None is this process.
+
+    Raises:
+        OptionError: If an option is invalid.
+        DataError: If a loader is empty, or the network has nothing to train.
+
+    Example:
+        >>> from optuna.distributions import FloatDistribution
+        >>> from hypertune_mip import losses
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> trainer = Trainer(
+        ...     nn.Linear(1, 1),
+        ...     SearchSpace({"decay": FloatDistribution(0.0, 1.0)}),
+        ...     lambda model, x, config: (model(x) - x).square().mean() + config["decay"] * losses.l2(model),
+        ...     [x],
+        ...     metric=lambda model, x: {"error": (model(x) - x).square().mean()},
+        ...     val_loader=[x],
+        ...     recipe=Recipe(epochs=10),
+        ... )
+        >>> trainer.train([{"decay": 0.0}, {"decay": 1.0}], seeds=3, progress=False)["error"].shape
+        (2, 3)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        space: SearchSpace,
+        loss: Loss,
+        train_loader: Iterable[Any],
+        *,
+        metric: Metric,
+        val_loader: Iterable[Any],
+        recipe: Recipe,
+        branch_points: Mapping[str, Starts] | None = None,
+        initialize: Initialize = "auto",
+        mapping: Mode = "auto",
+        parallel: int = 16,
+        device: str | torch.device = "cpu",
+        folder: str | Path | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        """See the class."""
+        (parallel,) = at_least(1, parallel=parallel)
+        if mapping not in ("auto", "vmap", "loop"):
+            raise OptionError(f'`mapping` must be "auto", "vmap" or "loop", but got {mapping!r}.')
+        if not isinstance(recipe, Recipe):
+            raise OptionError(f"`recipe` must be a Recipe, but got {recipe!r}.")
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise DataError("The primary network has no trainable parameter, so there is nothing to train.")
+        own = copy.deepcopy(network).cpu()
+        self._scratch = FromScratch(own, initialize)
+        self._workshop = Workshop(
+            own,
+            space,
+            loss,
+            train_loader,
+            metric,
+            val_loader,
+            recipe,
+            {SCRATCH: self._scratch, **(branch_points or {})},
+            parallel=1 if mapping == "loop" else parallel,
+            device=torch.device(device),
+        )
+        self.space = space
+        self.recipe = recipe
+        self.executor: Executor = InThisProcess() if executor is None else executor
+        self._store = Store(folder)
+        self._checked: set[str] = set()
+
+    def __repr__(self) -> str:
+        """The recipe, and how many trainings are done."""
+        return (
+            f"Trainer(epochs={self.recipe.epochs}, finished={len(self._store)},"
+            f" {'stacked' if self._workshop.stacked else 'one after another'})"
+        )
+
+    @property
+    def loss(self) -> Loss:
+        """What is minimised."""
+        return self._workshop.loss
+
+    @property
+    def train_loader(self) -> Iterable[Any]:
+        """Training data."""
+        return self._workshop.train_loader
+
+    @property
+    def seconds(self) -> float:
+        """That training has taken so far, on the device or devices."""
+        return self._workshop.seconds
+
+    def train(
+        self, configs: Sequence[Config], *, seeds: int | Sequence[int] = 1, common: bool = True, progress: bool = True
+    ) -> dict[str, Float[np.ndarray, "S R"]]:
+        """Metrics of the network trained from scratch at each config with each seed, by name.
+
+        A training whose loss stops being finite has NaN for every metric. What is finished already is not repeated.
+
+        Args:
+            configs: Native values.
+            seeds: Of initialisation, order of the data and noise; a number R stands for 0, ..., R - 1. The noise of
+                dropout and augmentation also depends on which networks are trained together.
+            common: Whether a seed means the same initialisation at all configs, which makes differences between them
+                less noisy. Otherwise each config draws its own from the seed.
+            progress: Whether to show a bar.
+
+        Raises:
+            SpaceError: If a config does not fit the space.
+            OptionError: If there is no seed, one is no whole number, or the recipe's optimiser cannot train.
+            LossError: If the loss or metric returns something else than agreed.
+            StorageError: If finished trainings cannot be stored or read.
+
+        Warns:
+            HypertuneWarning: If several seeds start from the same weights, since those are the network's own; and of
+                trainings that diverge.
+        """
+        numbers = _numbers(seeds)
+        if len(numbers) > 1 or not common:
+            self._scratch.warn_of_same(stacklevel=2)
+        own = self.space.from_unit(self.space.to_unit(configs))
+        runs = [Run(config, seed, common, SCRATCH, 1.0) for seed in numbers for config in own]
+        finished = self._finished(runs, keep=False, progress=progress)
+        return {
+            name: np.array([one.metrics[name] for one in finished]).reshape(len(numbers), len(own)).T
+            for name in (finished[0].metrics if finished else ())
+        }
+
+    def branch(
+        self,
+        configs: Sequence[Config],
+        *,
+        share: float = 0.25,
+        start: BranchPoint | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Branches:
+        """Short trainings at each config that start from the weights that the hypernetwork makes there.
+
+        What is finished already is not repeated.
+
+        Args:
+            configs: Native values.
+            share: Of the recipe, in (0, 1]: the steps of one branch. The schedule runs through in as many.
+            start: "early" starts from the hypernetwork as it was after a quarter of its training, from where branches
+                order configs best; "end" from its end, from where they make the best networks. None is "early" where
+                the hypernetwork has such a snapshot.
+            seed: Of the order of data and of noise.
+            progress: Whether to show a bar.
+
+        Raises:
+            SpaceError: If a config does not fit the space.
+            OptionError: If `share` is not in (0, 1], or there is no such start.
+            LossError: As in `train`.
+            StorageError: As in `train`.
+
+        Warns:
+            HypertuneWarning: Of branches that diverge.
+        """
+        share = real_number("share", share, error=OptionError)
+        if not 0.0 < share <= 1.0:
+            raise OptionError(f"`share` must lie in (0, 1], but got {share}.")
+        point = self._branch_point(start)
+        seed = seed_number(seed, error=OptionError)
+        own = self.space.from_unit(self.space.to_unit(configs))
+        runs = [Run(config, seed, True, point, share) for config in own]
+        finished = self._finished(runs, keep=True, progress=progress)
+        return Branches(
+            configs=tuple(own),
+            metrics={n: np.array([f.metrics[n] for f in finished]) for n in (finished[0].metrics if finished else ())},
+            networks=tuple(self._stored_network(run) for run in runs),
+            cost=len(own) * self._workshop.share_of(share),
+            share=share,
+            start=point,
+        )
+
+    def network(self, config: Config, *, seed: int = 0) -> nn.Module:
+        """A plain network trained from scratch at one config, in evaluation mode, ready to use.
+
+        Where the folder holds it, from `train`, it is that one; otherwise it is trained.
+
+        Args:
+            config: Native values.
+            seed: Of initialisation, order of the data and noise.
+
+        Raises:
+            SpaceError: If the config does not fit the space, or there are several.
+            OptionError: If the seed is no whole number.
+        """
+        (own,) = self.space.from_unit(self.space.unit_of(config))
+        run = Run(own, seed_number(seed, error=OptionError), True, SCRATCH, 1.0)
+        self._finished([run], keep=True, progress=False)
+        return self._stored_network(run)
+
+    def _finished(self, runs: list[Run], *, keep: bool, progress: bool) -> list[Finished]:
+        """What came out of each, of those that were finished before as well."""
+        once = list({self._name(run): run for run in runs}.values())
+        missing = {self._name(run) for run in once if not self._is_known(run, keep=keep)}
+        parts = ([run for run in part if self._name(run) in missing] for part in self._divided(once))
+        work, total = (part for part in parts if part), len(missing)
+        kind = "truth" if runs and runs[0].start == SCRATCH else "branch"
+        with tqdm(total=total, disable=not (progress and total), desc=kind, unit="training") as bar:
+            for run, finished in self.executor(self._workshop, work):
+                about = self._workshop.about(run)
+                self._store.add(name_of_run(about), finished, about, keep=keep)
+                self._checked.add(name_of_run(about))
+                bar.update()
+        found = [self._store.find(self._name(run)) for run in runs]
+        return [one for one in found if one is not None]
+
+    def _divided(self, runs: list[Run]) -> Iterator[Together]:
+        """Runs that may be stacked, as few parts as possible but as many as the executor would like.
+
+        The parts do not depend on what is finished, so that a resumed call divides the same way.
+        """
+        alike: dict[Hashable, list[Run]] = {}
+        for run in runs:
+            alike.setdefault((run.seed, run.common, run.start, run.share), []).append(run)
+        wanted = max(1, min(self._workshop.parallel, -(-len(runs) // self.executor.parts)))
+        for group in alike.values():
+            start = 0
+            while start < len(group):
+                size = wanted if self._workshop.stacked else 1  # which the parts before may change
+                yield group[start : start + size]
+                start += size
+
+    def _is_known(self, run: Run, *, keep: bool) -> bool:
+        """Whether a run is finished; one that was measured on other data, or by other metrics, is measured anew."""
+        name = self._name(run)
+        known = self._store.find(name, tensors=name not in self._checked)
+        if known is None or (keep and not self._store.keeps_tensors(name)):
+            return False
+        if self._store.folder is not None and name not in self._checked:
+            again = self._workshop.measured_anew(self._workshop.network(run, known), known)
+            if again is not known:
+                self._store.add(name, again, self._workshop.about(run), keep=keep)
+            self._checked.add(name)
+        return True
+
+    def _branch_point(self, start: BranchPoint | None) -> BranchPoint:
+        known = [name for name in self._workshop.starts if name != SCRATCH]
+        if not known:
+            raise OptionError(
+                "This trainer knows no hypernetwork to branch from; `surrogate.trainer()` makes one that does."
+            )
+        if start is None:
+            return "early" if "early" in known else "end"
+        if start not in known:
+            raise OptionError(f"`start` must be one of {known}, the branch points that there are, but got {start!r}.")
+        return start
+
+    def _stored_network(self, run: Run) -> nn.Module:
+        """The network of a finished run."""
+        finished = self._store.find(self._name(run), tensors=True)
+        assert finished is not None
+        return self._workshop.network(run, finished)
+
+    def _name(self, run: Run) -> str:
+        return name_of_run(self._workshop.about(run))
+
+
+def _numbers(seeds: Any) -> list[int]:
+    """The seeds that a number of them, or a sequence, stands for."""
+    try:
+        given = list(seeds)
+    except TypeError:  # also a 0-d array or tensor has an `__iter__`
+        (count,) = at_least(1, seeds=seeds)
+        return list(range(count))
+    at_least(1, seeds=len(given))
+    return [seed_number(seed, name="seeds", error=OptionError) for seed in given]
