@@ -69,7 +69,8 @@ def fit(
         budget=Budget(epochs=chosen.epochs, optimizer=chosen.optimizer, schedule=chosen.schedule),
     )
     evaluator = surrogate._evaluator
-    surrogate.history, unread, surrogate.execution = train(hypernet, loss, train_loader, chosen, evaluator=evaluator)
+    trained = train(hypernet, loss, train_loader, chosen, evaluator=evaluator)
+    surrogate.history, surrogate.execution, surrogate.early = trained.history, trained.execution, trained.snapshot
     if evaluator is not None:
-        warn_of_no_response(surrogate.responses(bases=2), unread)
+        warn_of_no_response(surrogate.responses(bases=2), trained.unread)
     return surrogate

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hypertune_mip.errors import HypertuneError, StorageError
 from hypertune_mip.heads import Head, heads_named
@@ -25,6 +26,7 @@ def save_hypernetwork(
     hypernet: HyperNetwork,
     history: list[Record],
     execution: dict[str, Any] | None,
+    early: Mapping[str, Tensor] | None,
     trust: dict[str, Any],
 ) -> None:
     """Write a hypernetwork, what is known of its training, and its trust reports; StorageError if that fails."""
@@ -41,6 +43,7 @@ def save_hypernetwork(
         "bindings": bindings(hypernet.network),
         "history": history,
         "execution": execution,
+        "early": early,
         "trust": trust,
         "state": hypernet.state_dict(),
     }
@@ -49,8 +52,8 @@ def save_hypernetwork(
 
 def load_hypernetwork(
     folder: str | Path, network: nn.Module, space: SearchSpace | None
-) -> tuple[HyperNetwork, list[Record], dict[str, Any] | None, dict[str, Any]]:
-    """The hypernetwork, history, way of training and trust reports that were saved, around a copy of `network`.
+) -> tuple[HyperNetwork, list[Record], dict[str, Any] | None, dict[str, Tensor] | None, dict[str, Any]]:
+    """What was saved, in the order of `save_hypernetwork`; the hypernetwork is one around a copy of `network`.
 
     Args:
         folder: What was saved to.
@@ -93,7 +96,7 @@ def load_hypernetwork(
         raise
     except (HypertuneError, RuntimeError, KeyError) as error:
         raise StorageError(f"'{folder}' does not fit this network: {error}") from error
-    return hypernet.eval(), tree["history"], tree["execution"], trust
+    return hypernet.eval(), tree["history"], tree["execution"], tree["early"], trust
 
 
 def _head_to_json(head: Head) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -41,6 +41,9 @@ class Surrogate:
         metric: Written for one setting: (model, batch) to 0-d means by name.
         val_loader: Validation data; see `Evaluator` for how it is kept.
         history: One record an epoch, from training.
+        execution: How the settings of a step ran in training: the way, what others took, whether it was captured.
+        early: The hypernetwork's state after a quarter of training, from which a branch may start, as its
+            `load_state_dict` takes it; None where there is none.
         train_loader: What it was trained on; kept for verification, as is `loss`.
         budget: How a single network would be trained; None takes as many epochs as in `history`.
         memory_budget: Bytes that settings evaluated at once may take; None is 32 MiB on a CPU and 1 GiB on CUDA.
@@ -57,6 +60,8 @@ class Surrogate:
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
         history: Sequence[Record] = (),
+        execution: dict[str, Any] | None = None,
+        early: Mapping[str, Tensor] | None = None,
         train_loader: Iterable[Any] | None = None,
         budget: Budget | None = None,
         memory_budget: int | None = None,
@@ -69,8 +74,8 @@ class Surrogate:
         self.hypernet = hypernet.eval()
         self.loss = loss
         self.history = list(history)
-        self.execution: dict[str, Any] | None = None
-        """How the settings of a step ran in training: the way, what others took, whether it was captured."""
+        self.execution = execution
+        self.early = early
         self.train_loader = train_loader
         self.budget = budget
         self.reports: tuple[TrustReport, ...] = ()
@@ -484,7 +489,7 @@ class Surrogate:
                 held before is then as it was.
         """
         trust = {"reports": [report.to_dict() for report in self.reports], "calibration": self._calibration}
-        save_hypernetwork(folder, self.hypernet, self.history, self.execution, trust)
+        save_hypernetwork(folder, self.hypernet, self.history, self.execution, self.early, trust)
 
     @classmethod
     def load(
@@ -517,7 +522,7 @@ class Surrogate:
         Raises:
             StorageError: If the folder is damaged or foreign, or does not fit the network or the space.
         """
-        hypernet, history, execution, trust = load_hypernetwork(folder, network, space)
+        hypernet, history, execution, early, trust = load_hypernetwork(folder, network, space)
         surrogate = cls(
             hypernet.to(device),
             loss=loss,
@@ -526,8 +531,9 @@ class Surrogate:
             train_loader=train_loader,
             budget=budget,
             history=history,
+            execution=execution,
+            early=early,
         )
-        surrogate.execution = execution
         reports = tuple(TrustReport.from_dict(report) for report in trust["reports"])
         calibration = trust["calibration"]
         if calibration is not None and metric is not None:

@@ -173,19 +173,20 @@ def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig,
     last = newest(job.folder, expected=True)  # Ray's result may miss it, if a worker was lost just after it was written
     assert last is not None
     with opened(job.folder, last) as folder:
-        history, unread, execution = load_result(folder, job.hypernet)
+        trained = load_result(folder, job.hypernet)
     options = job.options
     surrogate = Surrogate(
         job.hypernet,
         loss=job.loss,
         metric=job.metric,
         val_loader=job.val_loader,
-        history=history,
+        history=trained.history,
+        execution=trained.execution,
+        early=trained.snapshot,
         budget=Budget(epochs=options.epochs, optimizer=options.optimizer, schedule=options.schedule),
     )
-    surrogate.execution = execution
     if job.metric is not None and job.val_loader is not None:
-        warn_of_no_response(surrogate.responses(bases=2), unread)
+        warn_of_no_response(surrogate.responses(bases=2), trained.unread)
     return surrogate
 
 

@@ -72,7 +72,7 @@ def work(config: dict[str, Any]) -> None:
 def _train(job: Job, sender: Sender) -> None:
     context = ray.train.get_context()
     loader = own_loader(job.train_loader, context.get_world_rank(), context.get_world_size(), seed=job.options.seed)
-    strategy = RayStrategy(loader, job.options.epochs, job.checkpoint_seconds)
+    strategy = RayStrategy(loader, job.checkpoint_seconds)
     hypernet = job.hypernet.to(ray.train.torch.get_device())
     evaluator = None
     if strategy.rank == 0 and job.metric is not None and job.val_loader is not None:

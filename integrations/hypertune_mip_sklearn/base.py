@@ -269,9 +269,9 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         if validation is not None:
             judged = {"metric": metric, "val_loader": Batches(chosen_rows(rows, validation), _ROWS, shuffle=False)}
 
-        def each_epoch(record: dict[str, Any]) -> None:
+        def each_epoch(record: dict[str, Any]) -> bool:
             epoch = context.subcontext(task_name="epoch").call_on_fit_task_begin(estimator=self)
-            epoch.call_on_fit_task_end(estimator=self)
+            return bool(epoch.call_on_fit_task_end(estimator=self))
 
         head = {} if self.head is None else {"head": self.head}
         self.surrogate_ = ht.fit(
