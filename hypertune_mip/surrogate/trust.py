@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from hypertune_mip.errors import DataError, SpaceError
 from hypertune_mip.evaluation import Evaluator, Measure, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Value
-from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
+from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
 from hypertune_mip.surrogate.search import diverse_best
 from hypertune_mip.training import Loss
 from hypertune_mip.training.randomness import forked_random_state
@@ -100,19 +100,16 @@ def unused_hyperparameters(hypernet: HyperNetwork, loss: Loss, loader: Iterable[
     return unused(group, loss, batch, others=hypernet.configs((units + 0.5) % 1.0))
 
 
-def calibrated(
-    evaluator: Evaluator,
-    reports: Sequence[TrustReport],
-    *,
-    method: Literal["affine", "monotone"],
-    residual: bool,
-) -> CalibratedEvaluator:
-    """The evaluator corrected, metric by metric, by all real trainings in the reports.
+def corrected(evaluator: Evaluator, reports: Sequence[TrustReport], correction: Correction) -> CalibratedEvaluator:
+    """The evaluator corrected, metric by metric, by all real trainings in the first reports.
+
+    Metrics that were not measured in all of them stay as they are.
 
     Raises:
         DataError: If there is no report, or too few real trainings.
         SpaceError: If a report is about another space.
     """
+    reports = reports[: correction.reports]
     if not reports:
         raise DataError("There is no trust report to calibrate by; call `verify` first.")
     for report in reports:
@@ -123,8 +120,12 @@ def calibrated(
     calibrations = {}
     seeds = max(report.seeds for report in reports)
     for name in predicted:
+        if any(name not in report.true for report in reports):
+            continue
         true = torch.from_numpy(np.concatenate([_padded(report.true[name], seeds) for report in reports]))
-        calibrations[name] = Calibration(units, predicted[name], true, method=method, residual=residual)
+        calibrations[name] = Calibration(
+            units, predicted[name], true, method=correction.method, residual=correction.residual
+        )
     return CalibratedEvaluator(evaluator, calibrations)
 
 

@@ -274,7 +274,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             return bool(epoch.call_on_fit_task_end(estimator=self))
 
         head = {} if self.head is None else {"head": self.head}
-        self.surrogate_ = ht.fit(
+        surrogate = ht.fit(
             ht.HyperNetwork(shared.network, self._space(), seed=seed, **head),
             loss,
             shared.batches,
@@ -287,13 +287,13 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             progress=bool(self.verbose),
             callbacks=[] if context is None else [each_epoch],
         )
-        if judged and self.objective not in self.surrogate_.metrics:
+        if judged and self.objective not in surrogate.metrics:
             raise ht.SpaceError(
-                f"The objective {self.objective!r} is unknown; the metric returns {list(self.surrogate_.metrics)}."
+                f"The objective {self.objective!r} is unknown; the metric returns {list(surrogate.metrics)}."
             )
         single = self._batches(rows, train)  # with which a network is trained for real
-        self.surrogate_.train_loader = single
-        self.surrogate_.budget = ht.Budget(epochs=self._epochs(single), optimizer=Adam(float(self.learning_rate)))
+        budget = ht.Budget(epochs=self._epochs(single), optimizer=Adam(float(self.learning_rate)))
+        self.surrogate_ = surrogate.replace(train_loader=single, budget=budget)
         self.history_ = self.surrogate_.history
 
     def _check_verify(self) -> None:
@@ -317,7 +317,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             )
             self.trust_report_ = report
             if report.trusted():
-                self.surrogate_ = self.surrogate_.calibrate(report)
+                self.surrogate_ = self.surrogate_.calibrated(report)
             else:
                 true = report.true[self.objective].mean(1)
                 if not np.isfinite(true).any():
