@@ -215,7 +215,9 @@ def test_calibration_brings_the_surrogate_closer_to_truth(verified: tuple[ht.Sur
     _, report = verified
     chosen = fresh_surrogate()
     true = report.true["error"].mean(1)
-    assert chosen.calibrate(report) is chosen
+    raw = chosen.evaluate_batch(report.configs)["error"]
+    chosen, plain = chosen.calibrated(report), chosen
+    np.testing.assert_array_equal(plain.evaluate_batch(report.configs)["error"], raw)
     after = chosen.evaluate_batch(report.configs)["error"]
     assert np.abs(after - true).mean() < np.abs(report.predicted["error"] - true).mean()
     estimate = chosen.evaluate(report.configs[0], interval=True)["error"]
@@ -230,10 +232,9 @@ def test_a_calibrated_surrogate_is_not_verified_at_what_it_was_calibrated_by(
 ) -> None:
     """A line leaves the best settings where they were."""
     _, report = verified
-    chosen = fresh_surrogate().calibrate(report, residual=False)
-    again = chosen.verify(
-        "error", settings=2, best=2, seed=5, trainer=chosen.trainer(ht.Recipe(epochs=1)), progress=False
-    )
+    chosen = fresh_surrogate().calibrated(report, residual=False)
+    short = chosen.trainer(ht.Recipe(epochs=1))
+    again = chosen.verify("error", settings=2, best=2, seed=5, trainer=short, progress=False)
     tried, fresh = (problem.SPACE.to_unit(each.configs) for each in (report, again))
     assert float((fresh.unsqueeze(1) - tried).abs().amax(-1).min()) >= 0.02
 
@@ -248,7 +249,7 @@ def test_a_space_of_few_values_is_verified_at_those_there_are() -> None:
 
 
 def test_what_builds_on_evaluation_is_calibrated_too(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
-    chosen = fresh_surrogate().calibrate(verified[1])
+    chosen = fresh_surrogate().calibrated(verified[1])
     optimum = chosen.minimize("error", candidates=32, steps=5)
     assert optimum.value == pytest.approx(chosen.evaluate(optimum.config)["error"], rel=1e-5)
     point = chosen.pareto_front(["error", "size"], candidates=16)[0]
@@ -260,7 +261,7 @@ def test_what_builds_on_evaluation_is_calibrated_too(verified: tuple[ht.Surrogat
 
 
 def test_reports_and_calibration_are_saved(verified: tuple[ht.Surrogate, ht.TrustReport], tmp_path: Path) -> None:
-    chosen = fresh_surrogate().calibrate(verified[1])
+    chosen = fresh_surrogate().calibrated(verified[1])
     chosen.verify("error", settings=2, progress=False)  # later than the calibration, and no part of it
     chosen.save(tmp_path)
     loaded = ht.Surrogate.load(tmp_path, problem.network(), loss=problem.loss, **problem.validation())
@@ -292,8 +293,9 @@ def test_a_surrogate_that_is_wrong_says_so() -> None:
     for search in searches:
         with pytest.warns(ht.HypertuneWarning, match="not to be trusted for 'error'"):
             search()
-    untrained.calibrate()
-    assert untrained.doubts("error") == ()  # what calibration has learned from is no verdict on it
+    corrected = untrained.calibrated()
+    assert corrected.doubts("error") == ()  # what calibration has learned from is no verdict on it
+    assert untrained.doubts("error") == report.doubts()
 
 
 def test_verification_can_be_resumed(tmp_path: Path) -> None:
@@ -345,8 +347,8 @@ def test_what_steers_a_random_choice_or_a_threshold_has_an_effect() -> None:
 
 
 def test_a_calibrated_surrogate_goes_to_another_process(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
-    chosen = fresh_surrogate().calibrate(verified[1])
-    chosen.recipe = ht.Recipe(epochs=20, optimizer=lambda p, config: torch.optim.SGD(p, lr=0.1))
+    unpicklable = ht.Recipe(epochs=20, optimizer=lambda p, config: torch.optim.SGD(p, lr=0.1))
+    chosen = fresh_surrogate().calibrated(verified[1]).replace(recipe=unpicklable)
     sent = pickle.loads(pickle.dumps(chosen))
     assert sent.evaluate(problem.CONFIG) == chosen.evaluate(problem.CONFIG)
     with pytest.raises(ht.DataError, match="training data"):
@@ -362,7 +364,7 @@ def test_errors() -> None:
     with pytest.raises(ht.SpaceError, match="`best` must be a whole number between 0 and 4, but got 5"):
         chosen.verify("error", settings=4, best=5)
     with pytest.raises(ht.DataError, match="call `verify` first"):
-        chosen.calibrate()
+        chosen.calibrated()
     with pytest.raises(ht.DataError, match="intervals only after calibration"):
         chosen.evaluate(problem.CONFIG, interval=True)
     bare = ht.Surrogate(chosen.hypernet, **problem.validation())

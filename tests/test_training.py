@@ -447,9 +447,9 @@ def test_a_strategy_sees_every_epoch() -> None:
         def start_epoch(self, epoch: int) -> None:
             self.seen.append(epoch)
 
-        def end_epoch(self, record: dict[str, Any], save: Any) -> None:
-            self.seen.append(record["epoch"])
+        def end_epoch(self, record: dict[str, Any], save: Any, *, last: bool) -> None:
+            self.seen.append((record["epoch"], last))
 
     strategy = Counted()
     train(hypernet(), loss, loader(), Options(epochs=2, progress=False), strategy=strategy)
-    assert strategy.seen == [1, 1, 2, 2]
+    assert strategy.seen == [1, (1, False), 2, (2, True)]

@@ -1,14 +1,15 @@
-"""The first arguments of `fit`, checked and completed before anything happens, wherever training is to run."""
+"""The arguments of `fit` that are no options, checked and completed first, wherever training is to run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
 from hypertune_mip.errors import DataError, LossError, NetworkError
+from hypertune_mip.evaluation import Evaluator, Metric
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.training import OptionError
@@ -58,6 +59,38 @@ def check_loader(name: str, loader: Any) -> None:
             f"`{name}` must be a DataLoader or a list of batches, but got {_kind(loader)}. Is it in another argument's"
             " place?"
         )
+
+
+def check_validation(metric: Metric | None, val_loader: Any) -> None:
+    """Raise DataError unless metric and validation data are both there, or neither, and the data is batches."""
+    if (metric is None) != (val_loader is None):
+        raise DataError("`metric` and `val_loader` belong together: pass both, or neither.")
+    if val_loader is not None:
+        check_loader("val_loader", val_loader)
+
+
+def evaluator_of(
+    hypernet: HyperNetwork,
+    metric: Metric | None,
+    val_loader: Iterable[Any] | None,
+    *,
+    memory_budget: int | None = None,
+) -> Evaluator | None:
+    """What measures a hypernetwork; None where there is no metric.
+
+    Args:
+        hypernet: On the device where it is to be measured.
+        metric: See `Evaluator`.
+        val_loader: See `Evaluator`, which reads it.
+        memory_budget: See `Evaluator`.
+
+    Raises:
+        DataError: If `metric` or `val_loader` is there without the other, or the loader is no batches or empty.
+    """
+    check_validation(metric, val_loader)
+    if metric is None or val_loader is None:
+        return None
+    return Evaluator(hypernet, metric, val_loader, memory_budget=memory_budget)
 
 
 def _kind(value: Any) -> str:

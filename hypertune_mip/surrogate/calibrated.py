@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,6 +15,21 @@ from hypertune_mip.space import SearchSpace
 from hypertune_mip.verification.calibration import Calibrated, Calibration
 
 _CHUNK = 1024  # settings: a Gaussian process takes some memory for each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """How a surrogate is calibrated.
+
+    Args:
+        method: See `Calibration`.
+        residual: See `Calibration`.
+        reports: By how many of the surrogate's reports, its first ones; later ones tell how good it is since.
+    """
+
+    method: Literal["affine", "monotone"]
+    residual: bool
+    reports: int
 
 
 class CalibratedEvaluator:

@@ -7,13 +7,20 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from hypertune_mip.evaluation import Metric
+from hypertune_mip.evaluation import Evaluator, Metric
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
-from hypertune_mip.surrogate.arguments import as_hypernetwork, check_functions, check_loader
+from hypertune_mip.surrogate.arguments import (
+    as_hypernetwork,
+    check_functions,
+    check_loader,
+    check_validation,
+    evaluator_of,
+)
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.training import Loss, Options, train
 from hypertune_mip.training.keywords import FitKeywords, check_names, takes_options
+from hypertune_mip.training.run_state import Trained
 from hypertune_mip.trainings import AnyConfig, Recipe
 from hypertune_mip.verification.response import warn_of_no_response
 
@@ -56,20 +63,48 @@ def fit(
     hypernet = as_hypernetwork(network, space)
     check_functions(loss, metric)
     check_loader("train_loader", train_loader)
-    if val_loader is not None:
-        check_loader("val_loader", val_loader)
+    check_validation(metric, val_loader)
     chosen = Options(**options)
     hypernet.to(chosen.resolved_device())
+    evaluator = evaluator_of(hypernet, metric, val_loader)
+    trained = train(hypernet, loss, train_loader, chosen, evaluator=evaluator)
+    return finished(hypernet, trained, chosen, loss=loss, train_loader=train_loader, evaluator=evaluator, stacklevel=3)
+
+
+def finished(
+    hypernet: HyperNetwork,
+    trained: Trained,
+    options: Options,
+    *,
+    loss: Loss,
+    train_loader: Iterable[Any] | None,
+    evaluator: Evaluator | None,
+    stacklevel: int = 2,
+) -> Surrogate:
+    """The surrogate in which training ends, wherever it ran.
+
+    Args:
+        hypernet: Trained.
+        trained: What training reported.
+        options: How it was trained.
+        loss: What it was trained for.
+        train_loader: For real trainings.
+        evaluator: Of the hypernetwork, if there is a metric.
+        stacklevel: Whose line warnings name: 2 for the one that calls this.
+
+    Warns:
+        HypertuneWarning: If no metric responds to a hyperparameter, or to any.
+    """
     surrogate = Surrogate(
         hypernet,
         loss=loss,
-        metric=metric,
-        val_loader=val_loader,
         train_loader=train_loader,
-        recipe=Recipe(epochs=chosen.epochs, optimizer=AnyConfig(chosen.optimizer), schedule=chosen.schedule),
+        recipe=Recipe(epochs=options.epochs, optimizer=AnyConfig(options.optimizer), schedule=options.schedule),
+        history=trained.history,
+        execution=trained.execution,
+        early=trained.snapshot,
+        evaluator=evaluator,
     )
-    evaluator = surrogate._evaluator
-    surrogate.history, unread, surrogate.execution = train(hypernet, loss, train_loader, chosen, evaluator=evaluator)
     if evaluator is not None:
-        warn_of_no_response(surrogate.responses(bases=2), unread)
+        warn_of_no_response(surrogate.responses(bases=2), trained.unread, stacklevel=stacklevel + 1)
     return surrogate

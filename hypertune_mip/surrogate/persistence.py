@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,25 @@ from hypertune_mip.heads import Head, heads_named
 from hypertune_mip.hypernetwork import HyperNetwork, bindings
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.storage import load_tree, save_tree
-from hypertune_mip.training import Record
 
 _NAME = "surrogate"
 _KIND = "surrogate"
+PARTS = ("history", "execution", "early", "directions", "reports", "correction")
+"""What a surrogate is beside its hypernetwork, functions and data, as its constructor names it."""
 
 
-def save_hypernetwork(
-    folder: str | Path,
-    hypernet: HyperNetwork,
-    history: list[Record],
-    execution: dict[str, Any] | None,
-    trust: dict[str, Any],
-) -> None:
-    """Write a hypernetwork, what is known of its training, and its trust reports; StorageError if that fails."""
+def save_surrogate(folder: str | Path, hypernet: HyperNetwork, parts: Mapping[str, Any]) -> None:
+    """Write a hypernetwork, and what else a surrogate is.
+
+    Args:
+        folder: Where to.
+        hypernet: The surrogate's.
+        parts: Trees by the names in `PARTS`.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    assert tuple(parts) == PARTS
     tree = {
         "space": hypernet.space.to_json(),
         "head": _head_to_json(hypernet.head),
@@ -39,18 +45,16 @@ def save_hypernetwork(
         "generated": hypernet.generated,
         "shapes": _shapes(hypernet.network),
         "bindings": bindings(hypernet.network),
-        "history": history,
-        "execution": execution,
-        "trust": trust,
         "state": hypernet.state_dict(),
+        **parts,
     }
     save_tree(folder, _NAME, tree, kind=_KIND)
 
 
-def load_hypernetwork(
+def load_surrogate(
     folder: str | Path, network: nn.Module, space: SearchSpace | None
-) -> tuple[HyperNetwork, list[Record], dict[str, Any] | None, dict[str, Any]]:
-    """The hypernetwork, history, way of training and trust reports that were saved, around a copy of `network`.
+) -> tuple[HyperNetwork, dict[str, Any]]:
+    """The hypernetwork, around a copy of `network`, and the parts that `save_surrogate` wrote.
 
     Args:
         folder: What was saved to.
@@ -65,7 +69,7 @@ def load_hypernetwork(
         saved_space = SearchSpace.from_json(tree["space"])
         head = _head_from_json(folder, tree["head"])
         generated, shapes, bound, state = tree["generated"], tree["shapes"], tree["bindings"], tree["state"]
-        trust = tree["trust"]
+        parts = {name: tree[name] for name in PARTS}
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"'{folder}' does not hold what a surrogate needs: {error!r}.") from error
     if space is not None and space != saved_space:
@@ -93,7 +97,7 @@ def load_hypernetwork(
         raise
     except (HypertuneError, RuntimeError, KeyError) as error:
         raise StorageError(f"'{folder}' does not fit this network: {error}") from error
-    return hypernet.eval(), tree["history"], tree["execution"], trust
+    return hypernet.eval(), parts
 
 
 def _head_to_json(head: Head) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -19,13 +20,14 @@ from hypertune_mip.evaluation import Emulator, Evaluator, Metric
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Config, SearchSpace
 from hypertune_mip.surrogate import search
-from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
+from hypertune_mip.surrogate.arguments import evaluator_of
+from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
 from hypertune_mip.surrogate.materialize import materialize
-from hypertune_mip.surrogate.persistence import load_hypernetwork, save_hypernetwork
-from hypertune_mip.surrogate.trust import calibrated, make_report, settings_to_verify
+from hypertune_mip.surrogate.persistence import load_surrogate, save_surrogate
+from hypertune_mip.surrogate.trust import corrected, make_report, settings_to_verify
 from hypertune_mip.training import Loss, Record
 from hypertune_mip.trainings import Branches, Executor, FromHypernetwork, Recipe, Trainer
-from hypertune_mip.trainings.starts import Initialize
+from hypertune_mip.trainings.starts import Initialize, Starts
 from hypertune_mip.verification.calibration import Calibrated
 from hypertune_mip.verification.report import TrustReport
 from hypertune_mip.verification.response import responses
@@ -42,12 +44,19 @@ class Surrogate:
         metric: Written for one setting: (model, batch) to 0-d means by name.
         val_loader: Validation data; see `Evaluator` for how it is kept.
         history: One record an epoch, from training.
+        execution: How the settings of a step ran in training: the way, what others took, whether it was captured.
+        early: The hypernetwork's state after a quarter of training, from which a branch may start, as its
+            `load_state_dict` takes it; None where there is none.
         train_loader: What it was trained on; kept for verification, as is `loss`.
         recipe: How a single network would be trained; None takes as many epochs as in `history`.
         memory_budget: Bytes that settings evaluated at once may take; None is 32 MiB on a CPU and 1 GiB on CUDA.
+        reports: On real trainings.
+        correction: How it is calibrated by the first of its reports; None is not.
+        evaluator: Of `hypernet`, in place of metric, validation data and memory budget, where these are read already.
 
     Raises:
-        DataError: If `metric` or `val_loader` is there without the other, or the memory budget is no whole number.
+        DataError: If `metric` or `val_loader` is there without the other, or beside an evaluator; or the memory budget
+            is no whole number.
     """
 
     def __init__(
@@ -58,30 +67,35 @@ class Surrogate:
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
         history: Sequence[Record] = (),
+        execution: dict[str, Any] | None = None,
+        early: Mapping[str, Tensor] | None = None,
         train_loader: Iterable[Any] | None = None,
         recipe: Recipe | None = None,
         memory_budget: int | None = None,
+        reports: Sequence[TrustReport] = (),
+        correction: Correction | None = None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         """See the class."""
-        if (metric is None) != (val_loader is None):
-            raise DataError("`metric` and `val_loader` belong together: pass both, or neither.")
         if memory_budget is not None:
             memory_budget = whole_number("memory_budget", memory_budget, low=0, error=DataError)
         self.hypernet = hypernet.eval()
         self.loss = loss
         self.history = list(history)
-        self.execution: dict[str, Any] | None = None
-        """How the settings of a step ran in training: the way, what others took, whether it was captured."""
+        self.execution = execution
+        self.early = early
         self.train_loader = train_loader
         self.recipe = recipe
-        self.reports: tuple[TrustReport, ...] = ()
-        self._calibration: dict[str, Any] | None = None
+        self.reports = tuple(reports)
+        """Of all verifications so far, in their order: `verify` adds to them."""
+        own = evaluator_of(hypernet, metric, val_loader, memory_budget=memory_budget)
+        if evaluator is not None and (own is not None or evaluator.hypernet is not hypernet):
+            raise DataError("`evaluator` must be one of `hypernet`, and take the place of `metric` and `val_loader`.")
+        self._evaluator = own if evaluator is None else evaluator
+        self._correction = correction
         self._calibrated: CalibratedEvaluator | None = None
-        self._evaluator = (
-            Evaluator(hypernet, metric, val_loader, memory_budget=memory_budget)
-            if metric is not None and val_loader is not None
-            else None
-        )
+        if correction is not None and self._evaluator is not None:
+            self._calibrated = corrected(self._evaluator, self.reports, correction)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but training data and recipe: another process asks, and a recipe often holds a lambda."""
@@ -97,13 +111,32 @@ class Surrogate:
 
     def on(self, device: str | torch.device) -> Surrogate:
         """A copy on another device, with the same reports and calibration."""
-        moved = copy.copy(self)
-        moved.hypernet = copy.deepcopy(self.hypernet).to(device)
+        hypernet = copy.deepcopy(self.hypernet).to(device)
+        evaluator = calibrated = None
         if (own := self._evaluator) is not None:
-            moved._evaluator = Evaluator(moved.hypernet, own.metric, own.data.loader, memory_budget=own.memory_budget)
+            evaluator = Evaluator(hypernet, own.metric, own.data.loader, memory_budget=own.memory_budget)
             if self._calibrated is not None:
-                moved._calibrated = CalibratedEvaluator(moved._evaluator, self._calibrated.calibrations)
-        return moved
+                calibrated = CalibratedEvaluator(evaluator, self._calibrated.calibrations)
+        return self._with(hypernet=hypernet, _evaluator=evaluator, _calibrated=calibrated)
+
+    def replace(
+        self, *, loss: Loss | None = None, train_loader: Iterable[Any] | None = None, recipe: Recipe | None = None
+    ) -> Surrogate:
+        """A copy whose real trainings are others; all else is shared.
+
+        Args:
+            loss: What they minimise; None is as in this surrogate.
+            train_loader: Their data; None is as in this surrogate.
+            recipe: How a single network is trained; None is as in this surrogate.
+        """
+        changes = {"loss": loss, "train_loader": train_loader, "recipe": recipe}
+        return self._with(**{name: value for name, value in changes.items() if value is not None})
+
+    def _with(self, **attributes: Any) -> Surrogate:
+        """A copy with some other attributes."""
+        made = object.__new__(type(self))  # `copy.copy` leaves out what no other process needs
+        made.__dict__.update(self.__dict__, **attributes)
+        return made
 
     @property
     def space(self) -> SearchSpace:
@@ -134,7 +167,7 @@ class Surrogate:
     def evaluate(self, config: Config, *, interval: Literal[True]) -> dict[str, Estimate]: ...
 
     def evaluate(self, config: Config, *, interval: bool = False) -> dict[str, float] | dict[str, Estimate]:
-        """Metrics at one config, by name; calibrated ones once `calibrate` was called.
+        """Metrics at one config, by name; of a calibrated surrogate the calibrated ones.
 
         Args:
             config: Native values.
@@ -179,7 +212,7 @@ class Surrogate:
         units = self.space.check_units(units)
         if self._calibrated is None:
             raise DataError(
-                "A surrogate knows intervals only after calibration: surrogate.calibrate(surrogate.verify(metric))."
+                "A surrogate knows intervals only after calibration: surrogate.calibrated(surrogate.verify(metric))."
             )
         return self._calibrated.intervals(self.space.snap(units))
 
@@ -331,7 +364,7 @@ class Surrogate:
             metric=self._evaluate.metric,
             val_loader=self._evaluate.data.loader,
             recipe=self._own_recipe if recipe is None else recipe,
-            branch_points={"end": FromHypernetwork(self.hypernet)},
+            branch_points=self._branch_points(),
             initialize=("given" if frozen else "auto") if initialize is None else initialize,
             mapping=self.hypernet.kernel.mapping,
             parallel=parallel,
@@ -339,6 +372,10 @@ class Surrogate:
             folder=folder,
             executor=executor,
         )
+
+    def _branch_points(self) -> dict[str, Starts]:
+        early = {} if self.early is None else {"early": FromHypernetwork(self.hypernet, self.early)}
+        return {**early, "end": FromHypernetwork(self.hypernet)}
 
     @property
     def _own_recipe(self) -> Recipe:
@@ -377,7 +414,8 @@ class Surrogate:
     ) -> TrustReport:
         """Train the plain network for real at a few settings, and report how well the surrogate foresaw the outcome.
 
-        Some of the settings are spread over the space, the others are the surrogate's best ones, its minimum first.
+        Some of the settings are spread over the space, the others are the surrogate's best ones, its minimum first. The
+        report joins `reports`, by which the surrogate knows its `doubts`, and from which `calibrated` learns.
 
         Args:
             metric: What the report is about, small values being better; other metrics are measured along.
@@ -403,7 +441,7 @@ class Surrogate:
             best = whole_number("best", best, low=0, high=settings, error=SpaceError)
         seed = seed_number(seed, error=SpaceError)
         trainer = self.trainer() if trainer is None else trainer
-        known = self.reports[: self._calibration["reports"]] if self._calibration is not None else ()
+        known = self.reports[: self._known]
         configs, chosen = settings_to_verify(self._measure, metric, settings, best=best, seed=seed, known=known)
         before = trainer.seconds
         true = trainer.train(configs, seeds=seeds, progress=progress)
@@ -426,8 +464,7 @@ class Surrogate:
 
         Reports that the surrogate is calibrated by say nothing about it as it is now; verify it anew.
         """
-        known = 0 if self._calibration is None else self._calibration["reports"]
-        about = [report for report in self.reports[known:] if report.metric == metric]
+        about = [report for report in self.reports[self._known :] if report.metric == metric]
         return about[-1].doubts() if about else ()
 
     def warn_of_doubts(self, *metrics: str, stacklevel: int = 2) -> None:
@@ -449,32 +486,36 @@ class Surrogate:
                     stacklevel=stacklevel,
                 )
 
-    def calibrate(
+    def calibrated(
         self,
         *reports: TrustReport,
         method: Literal["affine", "monotone"] = "affine",
         residual: bool = True,
     ) -> Surrogate:
-        """Correct all that this surrogate says by real trainings, in place, and return it.
+        """A new surrogate, corrected by real trainings, which knows intervals; this one stays as it is.
 
-        From then on `evaluate` and all that builds on it give calibrated metrics. A later call starts anew, and reports
-        that are not among its own are dropped.
+        `evaluate` and all that builds on it give calibrated metrics there. A calibrated surrogate may be calibrated
+        anew, by more reports: it starts from what the hypernetwork says.
 
         Args:
-            *reports: From `verify`; none takes all reports so far.
+            *reports: From `verify`, which become the new surrogate's own; none takes all reports so far.
             method: "affine" or "monotone"; see `Calibration`.
             residual: Whether a Gaussian process corrects what depends on the setting.
 
         Raises:
-            DataError: If there are too few real trainings.
+            DataError: If there are too few real trainings, or no validation data.
             SpaceError: If a report is about another space.
             MissingExtraError: If BoTorch is not installed.
         """
         reports = reports or self.reports
-        self._calibrated = calibrated(self._evaluate, reports, method=method, residual=residual)
-        self._calibration = {"method": method, "residual": residual, "reports": len(reports)}
-        self.reports = reports
-        return self
+        correction = Correction(method=method, residual=residual, reports=len(reports))
+        calibrated = corrected(self._evaluate, reports, correction)
+        return self._with(reports=reports, _correction=correction, _calibrated=calibrated)
+
+    @property
+    def _known(self) -> int:
+        """How many of its reports the surrogate is calibrated by: they come first."""
+        return 0 if self._correction is None else self._correction.reports
 
     def materialize(self, config: Config, *, recalibrate: Iterable[Any] | None = None) -> nn.Module:
         """A plain copy of the primary network with theta(u) folded in, in evaluation mode, on the same device.
@@ -496,17 +537,25 @@ class Surrogate:
         return materialize(self.hypernet, config, recalibrate, loss=self.loss, metric=metric)
 
     def save(self, folder: str | Path) -> None:
-        """Write the hypernetwork, space, history and trust reports to a folder: safetensors and JSON, atomically.
+        """Write all that the surrogate is to a folder, as safetensors and JSON, atomically.
 
-        Functions and data are not saved: `load` takes them again. Other processes may save there or load from it at the
-        same time, and files of others may lie there.
+        That is the hypernetwork, also as it was early, with its space and history, the reports, and how it is
+        calibrated. Functions and data are not saved: `load` takes them again. Other processes may save there or load
+        from it at the same time, and files of others may lie there.
 
         Raises:
             StorageError: If writing fails, or would replace a `surrogate.json` that is none of ours; what the folder
                 held before is then as it was.
         """
-        trust = {"reports": [report.to_dict() for report in self.reports], "calibration": self._calibration}
-        save_hypernetwork(folder, self.hypernet, self.history, self.execution, trust)
+        parts = {
+            "history": self.history,
+            "execution": self.execution,
+            "early": self.early,
+            "directions": {},
+            "reports": [report.to_dict() for report in self.reports],
+            "correction": None if self._correction is None else dataclasses.asdict(self._correction),
+        }
+        save_surrogate(folder, self.hypernet, parts)
 
     @classmethod
     def load(
@@ -522,7 +571,9 @@ class Surrogate:
         space: SearchSpace | None = None,
         device: str | torch.device = "cpu",
     ) -> Surrogate:
-        """The surrogate that `save` wrote.
+        """The surrogate that `save` wrote: `load(save(s))` answers as `s` does, with its intervals and reports.
+
+        Without metric and validation data it answers nothing, but keeps its calibration for when it is saved again.
 
         Args:
             folder: What was saved to.
@@ -539,21 +590,18 @@ class Surrogate:
         Raises:
             StorageError: If the folder is damaged or foreign, or does not fit the network or the space.
         """
-        hypernet, history, execution, trust = load_hypernetwork(folder, network, space)
-        surrogate = cls(
+        hypernet, parts = load_surrogate(folder, network, space)
+        correction = parts["correction"]
+        return cls(
             hypernet.to(device),
             loss=loss,
             metric=metric,
             val_loader=val_loader,
             train_loader=train_loader,
             recipe=recipe,
-            history=history,
+            history=parts["history"],
+            execution=parts["execution"],
+            early=parts["early"],
+            reports=[TrustReport.from_dict(report) for report in parts["reports"]],
+            correction=None if correction is None else Correction(**correction),
         )
-        surrogate.execution = execution
-        reports = tuple(TrustReport.from_dict(report) for report in trust["reports"])
-        calibration = trust["calibration"]
-        if calibration is not None and metric is not None:
-            used = reports[: calibration.pop("reports")]
-            surrogate.calibrate(*used, **calibration)
-        surrogate.reports = reports
-        return surrogate

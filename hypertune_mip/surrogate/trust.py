@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from hypertune_mip.errors import DataError, SpaceError
 from hypertune_mip.evaluation import Evaluator, Measure
 from hypertune_mip.space import Value
-from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
+from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
 from hypertune_mip.surrogate.search import diverse_best
 from hypertune_mip.verification.calibration import Calibration
 from hypertune_mip.verification.report import Chosen, TrustReport
@@ -76,19 +75,16 @@ def make_report(
     )
 
 
-def calibrated(
-    evaluator: Evaluator,
-    reports: Sequence[TrustReport],
-    *,
-    method: Literal["affine", "monotone"],
-    residual: bool,
-) -> CalibratedEvaluator:
-    """The evaluator corrected, metric by metric, by all real trainings in the reports.
+def corrected(evaluator: Evaluator, reports: Sequence[TrustReport], correction: Correction) -> CalibratedEvaluator:
+    """The evaluator corrected, metric by metric, by all real trainings in the first reports.
+
+    Metrics that were not measured in all of them stay as they are.
 
     Raises:
         DataError: If there is no report, or too few real trainings.
         SpaceError: If a report is about another space.
     """
+    reports = reports[: correction.reports]
     if not reports:
         raise DataError("There is no trust report to calibrate by; call `verify` first.")
     for report in reports:
@@ -99,8 +95,12 @@ def calibrated(
     calibrations = {}
     seeds = max(report.seeds for report in reports)
     for name in predicted:
+        if any(name not in report.true for report in reports):
+            continue
         true = torch.from_numpy(np.concatenate([_padded(report.true[name], seeds) for report in reports]))
-        calibrations[name] = Calibration(units, predicted[name], true, method=method, residual=residual)
+        calibrations[name] = Calibration(
+            units, predicted[name], true, method=correction.method, residual=correction.residual
+        )
     return CalibratedEvaluator(evaluator, calibrations)
 
 

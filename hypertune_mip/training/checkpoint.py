@@ -11,7 +11,7 @@ from hypertune_mip.errors import StorageError
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.storage import check_storable, load_tree, save_tree
 from hypertune_mip.training.fingerprint import differences
-from hypertune_mip.training.run_state import Record, RunState
+from hypertune_mip.training.run_state import RunState, Trained
 
 _NAME = "checkpoint"
 _KIND = "training checkpoint"
@@ -74,8 +74,8 @@ def check_readable(folder: str | Path) -> None:
     load_tree(folder, _NAME, kind=_KIND)
 
 
-def load_result(folder: str | Path, hypernet: HyperNetwork) -> tuple[list[Record], frozenset[str], dict[str, Any]]:
-    """Put a run's weights into `hypernet`; returns its history, what nothing has read, and how its steps ran.
+def load_result(folder: str | Path, hypernet: HyperNetwork) -> Trained:
+    """Put a run's weights into `hypernet`; returns what its training reports.
 
     Raises:
         StorageError: If the checkpoint cannot be read, or was written for another hypernetwork.
@@ -83,7 +83,7 @@ def load_result(folder: str | Path, hypernet: HyperNetwork) -> tuple[list[Record
     tree = load_tree(folder, _NAME, kind=_KIND)
     try:
         hypernet.load_state_dict(tree["hypernet"])
-        progress = tree["progress"]
-        return progress["history"], frozenset(hypernet.space) - set(progress["reads"]), tree["plan"]
+        progress, unread = tree["progress"], frozenset(hypernet.space) - set(tree["progress"]["reads"])
+        return Trained(progress["history"], unread, tree["plan"], tree["snapshot"]["tensors"])
     except (RuntimeError, KeyError, TypeError) as error:
         raise StorageError(f"The checkpoint in '{folder}' does not fit this hypernetwork: {error}") from error

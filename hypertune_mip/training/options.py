@@ -18,7 +18,8 @@ from hypertune_mip.execution import Execution
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
-Callback = Callable[[dict[str, Any]], None]
+Callback = Callable[[dict[str, Any]], bool | None]
+"""Gets the record of an epoch; True ends training after it, and nothing else does."""
 Loss = Callable[[nn.Module, Any, Any], Tensor]
 _T = TypeVar("_T")
 
@@ -101,7 +102,11 @@ class Options:
     seed: int = option(0, "Of settings, batches and noise.")
     progress: bool = option(True, "Whether to show a bar with loss and time left.", may_differ=True)
     callbacks: Sequence[Callback] = option(
-        (), "Each gets every epoch's record, a dict; see `hypertune_mip.callbacks`.", may_differ=True
+        (),
+        "Each gets every epoch's record, a dict; see `hypertune_mip.callbacks`. If one returns True, and nothing else,"
+        " training ends after that epoch, which is validated and kept as the last one always is. A run that was stopped"
+        " so goes on, when it is resumed, only if none of the callbacks, given that record again, returns True.",
+        may_differ=True,
     )
     validate_every: int | None = option(
         None, "Epochs between validations; None validates four times. The last epoch always is.", may_differ=True

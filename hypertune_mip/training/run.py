@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -19,27 +19,14 @@ from hypertune_mip.training.loop import Loop
 from hypertune_mip.training.options import Loss, Options, total_steps
 from hypertune_mip.training.randomness import forked_random_state, set_seed
 from hypertune_mip.training.reports import is_due, validation, warn_of_shared_buffers, warn_of_unread
-from hypertune_mip.training.run_state import Planned, Progress, Record, RunState
+from hypertune_mip.training.run_state import Planned, Progress, Record, RunState, Trained
 from hypertune_mip.training.settings import SettingsStream
+from hypertune_mip.training.snapshot import Snapshot
 from hypertune_mip.training.step import TrainingStep
 from hypertune_mip.training.strategy import SingleProcess, Strategy
 from hypertune_mip.training.weighting import SettingWeights
 
 _SEED_STRIDE = 1_000_003  # keeps the random states of (seed, epoch) pairs apart
-
-
-class Trained(NamedTuple):
-    """What training reports.
-
-    Args:
-        history: One record an epoch.
-        unread: Hyperparameters that neither the loss nor a layer has read.
-        execution: How the settings of a step ran, in plain values; see `Planned`.
-    """
-
-    history: list[Record]
-    unread: frozenset[str]
-    execution: dict[str, Any]
 
 
 def train(
@@ -87,7 +74,8 @@ def train(
     try:
         with forked_random_state(hypernet.device), gradients(True):
             history, state = run.epochs(), run.state
-            return Trained(history, frozenset(hypernet.space) - state.progress.reads, state.plan.state_dict())
+            unread = frozenset(hypernet.space) - state.progress.reads
+            return Trained(history, unread, state.plan.state_dict(), state.snapshot.tensors)
     finally:
         hypernet.eval()
 
@@ -127,38 +115,67 @@ class _Run:
             settings=settings,
             weights=SettingWeights(hypernet.encoded_size, normalize=options.normalize),
             plan=Planned(),
+            snapshot=Snapshot(hypernet, options.epochs),
             progress=Progress(reads=step.reads),
         )
         batch_gradients = Gradients(step, prepared, options, strategy, self.state, total=self.total)
         self.loop = Loop(
             batch_gradients, prepared, loader, options, strategy, self.descent, self.state, total=self.total
         )
+        self._buffers = {name: buffer.clone() for name, buffer in hypernet.network.named_buffers()}
         self.fingerprint: dict[str, Any] = {}
         if strategy.keeps:
             check_can_be_saved(self.state)
             self.fingerprint = self._fingerprint(self.total)
 
     def epochs(self) -> list[Record]:
-        options, progress, leads = self.options, self.state.progress, self.strategy.rank == 0
-        hidden = not (options.progress and leads)
-        buffers = {name: buffer.clone() for name, buffer in self.state.hypernet.network.named_buffers()}
+        """Train all epochs that are left, or until a callback stops; returns the history.
+
+        A run that was stopped goes on if none of the callbacks, asked again, stops at its last epoch.
+        """
+        options, progress = self.options, self.state.progress
+        hidden = not (options.progress and self._leads)
+        if progress.stopped:
+            progress.stopped = self._stops(progress.history[-1])
         with tqdm(total=self.total, initial=progress.steps, disable=hidden, desc="fit", unit="step") as bar:
-            for epoch in range(progress.epochs + 1, options.epochs + 1):
-                self._seed(epoch)
-                self.strategy.start_epoch(epoch)
-                record = self.loop.epoch(epoch, bar)
-                if epoch == 1 and leads:
-                    warn_of_unread(self.state.hypernet.space, progress.reads, stacklevel=5)
-                    warn_of_shared_buffers(self.state.hypernet, buffers, stacklevel=5)
-                if self.evaluator is not None and leads and is_due(epoch, options.epochs, options.validate_every):
-                    record |= validation(self.evaluator, options)
-                progress.history.append(record)
-                if leads:
-                    for callback in options.callbacks:
-                        callback(record)
-                due = is_due(epoch, options.epochs, options.checkpoint_every)
-                self.strategy.end_epoch(record, self.save if due else None)
+            while progress.epochs < options.epochs and not progress.stopped:
+                self._epoch(progress.epochs + 1, bar)
         return progress.history
+
+    def _epoch(self, epoch: int, bar: Any) -> None:
+        """Train for one epoch, tell of it and keep it."""
+        options, progress, hypernet = self.options, self.state.progress, self.state.hypernet
+        self._seed(epoch)
+        self.strategy.start_epoch(epoch)
+        record = self.loop.epoch(epoch, bar)
+        if epoch == 1 and self._leads:
+            warn_of_unread(hypernet.space, progress.reads, stacklevel=6)
+            warn_of_shared_buffers(hypernet, self._buffers, stacklevel=6)
+        progress.history.append(record)
+        self.state.snapshot.take(epoch)
+        validated = is_due(epoch, options.epochs, options.validate_every)
+        if validated:
+            self._validate(record)
+        progress.stopped = self._stops(record)
+        if progress.stopped and not validated:
+            self._validate(record)
+        last = progress.stopped or epoch == options.epochs
+        due = last or is_due(epoch, options.epochs, options.checkpoint_every)
+        self.strategy.end_epoch(record, self.save if due else None, last=last)
+
+    @property
+    def _leads(self) -> bool:
+        return self.strategy.rank == 0
+
+    def _validate(self, record: Record) -> None:
+        """Add validation figures to a record, on the first worker."""
+        if self.evaluator is not None and self._leads:
+            record |= validation(self.evaluator, self.options)
+
+    def _stops(self, record: Record) -> bool:
+        """Whether a callback stops the run after an epoch, the same on all workers; each gets the record."""
+        answers = [callback(record) for callback in self.options.callbacks] if self._leads else []
+        return self.strategy.agreed(any(answer is True for answer in answers))
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +20,28 @@ from hypertune_mip.execution import Execution
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.schedule import Schedule
 from hypertune_mip.training.settings import SettingsStream
+from hypertune_mip.training.snapshot import Snapshot
 from hypertune_mip.training.weighting import SettingWeights
 
 Record = dict[str, Any]
 """Of one epoch: epoch, step, loss (mean over steps and settings), learning_rate, seconds, validation figures."""
+
+
+class Trained(NamedTuple):
+    """What training reports.
+
+    Args:
+        history: One record an epoch.
+        unread: Hyperparameters that neither the loss nor a layer has read.
+        execution: How the settings of a step ran, in plain values; see `Planned`.
+        snapshot: The hypernetwork's state after a quarter of the epochs, on the CPU; None where there is none, see
+            `Snapshot`.
+    """
+
+    history: list[Record]
+    unread: frozenset[str]
+    execution: dict[str, Any]
+    snapshot: dict[str, Tensor] | None
 
 
 class Part(Protocol):
@@ -75,10 +93,12 @@ class Progress:
     Args:
         history: One record an epoch.
         reads: Hyperparameters that the loss or a layer has read.
+        stopped: Whether a callback has ended the run.
     """
 
     history: list[Record] = field(default_factory=list)
     reads: set[str] = field(default_factory=set)
+    stopped: bool = False
 
     @property
     def epochs(self) -> int:
@@ -92,13 +112,14 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """See `Part`."""
-        return {"history": self.history, "reads": sorted(self.reads)}
+        return {"history": self.history, "reads": sorted(self.reads), "stopped": self.stopped}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """See `Part`."""
         self.history = state["history"]
         self.reads.clear()  # the training step holds the same set
         self.reads.update(state["reads"])
+        self.stopped = bool(state["stopped"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +133,7 @@ class RunState:
     settings: SettingsStream
     weights: SettingWeights
     plan: Planned
+    snapshot: Snapshot
     progress: Progress
 
     @property

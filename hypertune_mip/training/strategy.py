@@ -31,12 +31,16 @@ class Strategy(Protocol):
     def start_epoch(self, epoch: int) -> None:
         """Called on every worker before each epoch, counted from 1."""
 
-    def end_epoch(self, record: dict[str, Any], save: Callable[[str | Path], None] | None) -> None:
+    def agreed(self, own: bool) -> bool:
+        """What the first worker says, on every worker; asked on all of them, once an epoch."""
+
+    def end_epoch(self, record: dict[str, Any], save: Callable[[str | Path], None] | None, *, last: bool) -> None:
         """Called on every worker after each epoch, with its record.
 
         Args:
             record: Of the epoch.
             save: Writes a checkpoint to a folder; None where none is due.
+            last: Whether training ends with this epoch; then a checkpoint is due.
         """
 
 
@@ -70,7 +74,11 @@ class SingleProcess:
     def start_epoch(self, epoch: int) -> None:
         """Nothing to do."""
 
-    def end_epoch(self, record: dict[str, Any], save: Callable[[str | Path], None] | None) -> None:
+    def agreed(self, own: bool) -> bool:
+        """What this process says."""
+        return own
+
+    def end_epoch(self, record: dict[str, Any], save: Callable[[str | Path], None] | None, *, last: bool) -> None:
         """Save if it is due."""
         if save is not None and self._folder is not None:
             save(self._folder)

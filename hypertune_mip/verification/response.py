@@ -37,12 +37,13 @@ def responses(measure: Measure, *, bases: int, seed: int = 0) -> dict[str, dict[
     return table
 
 
-def warn_of_no_response(table: dict[str, dict[str, float]], ignored: frozenset[str]) -> None:
+def warn_of_no_response(table: dict[str, dict[str, float]], ignored: frozenset[str], *, stacklevel: int = 2) -> None:
     """Warn of each hyperparameter that no metric responds to, or once if that holds for all of them.
 
     Args:
         table: From `responses`.
         ignored: Hyperparameters that have been warned of already.
+        stacklevel: Whose line the warnings name: 2 for the one that calls this.
     """
     strongest = {name: max(row.values()) for name, row in table.items()}
     if strongest and max(strongest.values()) < COLLAPSED:
@@ -51,7 +52,7 @@ def warn_of_no_response(table: dict[str, dict[str, float]], ignored: frozenset[s
             f" {COLLAPSED:.1%}. Its answers mean nothing. Lower the largest penalties in the space, train longer, or"
             " give `optimizer` a lower learning rate.",
             HypertuneWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     flat = [name for name, response in strongest.items() if response < NEGLIGIBLE]
     for name in flat:
@@ -60,7 +61,7 @@ def warn_of_no_response(table: dict[str, dict[str, float]], ignored: frozenset[s
                 f"no metric responds to '{name}': over its whole range none changes by more than {NEGLIGIBLE:.1%}."
                 " Either it does not matter here, or training was too short to learn it.",
                 HypertuneWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
 
 

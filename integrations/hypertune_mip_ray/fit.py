@@ -16,15 +16,14 @@ from ray.train import RunConfig, ScalingConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
-from hypertune_mip import HyperNetwork, OptionError, Recipe, SearchSpace, Surrogate
+from hypertune_mip import HyperNetwork, OptionError, SearchSpace, Surrogate
 from hypertune_mip import fit as fit_in_one_process
 from hypertune_mip.evaluation import Metric
-from hypertune_mip.surrogate.arguments import as_hypernetwork, check_functions
+from hypertune_mip.surrogate.arguments import as_hypernetwork, check_functions, check_validation, evaluator_of
+from hypertune_mip.surrogate.fit import finished
 from hypertune_mip.training import Loss, Options
 from hypertune_mip.training.checkpoint import load_result
 from hypertune_mip.training.keywords import TrainingKeywords, check_names, takes_options
-from hypertune_mip.trainings import AnyConfig
-from hypertune_mip.verification.response import warn_of_no_response
 from hypertune_mip_ray.checkpoints import (
     IN_THIS_PROCESS,
     is_checkpoint,
@@ -122,6 +121,7 @@ def fit(
     check_names(fit, options, elsewhere=_ELSEWHERE)
     hypernet = as_hypernetwork(network, space)
     check_functions(loss, metric)
+    check_validation(metric, val_loader)
     asked = Options(**options)
     every = 1 if checkpoint_every is None else checkpoint_every
     chosen = dataclasses.replace(asked, progress=False, checkpoint_every=every)
@@ -142,11 +142,8 @@ def fit(
         checkpoint_seconds=_PAUSE if checkpoint_every is None else 0.0,
     )
     if workers == 0:
-        surrogate = _fit_here(job, storage, data, progress=asked.progress)
-    else:
-        surrogate = _fit_there(job, storage, data, scaling, progress=asked.progress)
-    surrogate.train_loader = data.of_driver
-    return surrogate
+        return _fit_here(job, storage, data, progress=asked.progress)
+    return _fit_there(job, storage, data, scaling, progress=asked.progress)
 
 
 def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig, *, progress: bool) -> Surrogate:
@@ -174,20 +171,16 @@ def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig,
     last = newest(job.folder, expected=True)  # Ray's result may miss it, if a worker was lost just after it was written
     assert last is not None
     with opened(job.folder, last) as folder:
-        history, unread, execution = load_result(folder, job.hypernet)
-    options = job.options
-    surrogate = Surrogate(
+        trained = load_result(folder, job.hypernet)
+    return finished(
         job.hypernet,
+        trained,
+        job.options,
         loss=job.loss,
-        metric=job.metric,
-        val_loader=job.val_loader,
-        history=history,
-        recipe=Recipe(epochs=options.epochs, optimizer=AnyConfig(options.optimizer), schedule=options.schedule),
+        train_loader=data.of_driver,
+        evaluator=evaluator_of(job.hypernet, job.metric, job.val_loader),
+        stacklevel=4,
     )
-    surrogate.execution = execution
-    if job.metric is not None and job.val_loader is not None:
-        warn_of_no_response(surrogate.responses(bases=2), unread)
-    return surrogate
 
 
 def _fit_here(job: Job, storage: RunConfig, data: Data, *, progress: bool) -> Surrogate:
@@ -211,4 +204,4 @@ def _fit_here(job: Job, storage: RunConfig, data: Data, *, progress: bool) -> Su
         here, scaling_config=ScalingConfig(num_workers=0), run_config=storage, datasets=data.datasets
     )
     surrogate: Surrogate = trainer.fit().return_value
-    return surrogate
+    return surrogate.replace(train_loader=data.of_driver)

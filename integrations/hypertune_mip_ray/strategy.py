@@ -27,8 +27,8 @@ class RayStrategy:
 
     Args:
         loader: This worker's; its sampler is told the epoch, so that all workers shuffle alike.
-        epochs: Of the run; after the last one there always is a checkpoint.
-        seconds: Time that lies between checkpoints at least. Each costs Ray two seconds, whatever its size.
+        seconds: Time that lies between checkpoints at least, but before the last. Each costs Ray two seconds, whatever
+            its size.
 
     Raises:
         DataError: If workers have different numbers of batches: they would wait for each other forever.
@@ -36,10 +36,9 @@ class RayStrategy:
 
     keeps = True
 
-    def __init__(self, loader: Iterable[Any], epochs: int, seconds: float) -> None:
+    def __init__(self, loader: Iterable[Any], seconds: float) -> None:
         """See the class."""
         context = ray.train.get_context()
-        self._epochs = epochs
         self._seconds = seconds
         self._last = time.monotonic()
         self.rank: int = context.get_world_rank()
@@ -80,9 +79,13 @@ class RayStrategy:
         if isinstance(self._sampler, DistributedSampler):
             self._sampler.set_epoch(epoch)
 
-    def end_epoch(self, record: dict[str, Any], save: Callable[[str | Path], None] | None) -> None:
+    def agreed(self, own: bool) -> bool:
+        """What the first worker says."""
+        return bool(self.gather(torch.tensor([own], device=self._device))[0])
+
+    def end_epoch(self, record: dict[str, Any], save: Callable[[str | Path], None] | None, *, last: bool) -> None:
         """Report a checkpoint, written by the first worker, where one is due."""
-        if save is None or not self._agreed(record["epoch"] == self._epochs or self._late()):
+        if save is None or not self.agreed(last or self._late()):
             return
         self._last = time.monotonic()
         metrics = {name: value for name, value in record.items() if isinstance(value, (int, float))}
@@ -96,7 +99,3 @@ class RayStrategy:
 
     def _late(self) -> bool:
         return time.monotonic() - self._last >= self._seconds
-
-    def _agreed(self, own: bool) -> bool:
-        """What the first worker thinks."""
-        return bool(self.gather(torch.tensor([own], device=self._device))[0])

@@ -17,7 +17,8 @@ import ray.train.torch
 from torch.utils.data import DataLoader
 
 from hypertune_mip import HyperNetwork, HypertuneError, HypertuneWarning, StorageError
-from hypertune_mip.evaluation import Evaluator, Metric
+from hypertune_mip.evaluation import Metric
+from hypertune_mip.surrogate.arguments import evaluator_of
 from hypertune_mip.training import Loss, Options, train
 from hypertune_mip_ray.checkpoints import RunFolder, newest, opened
 from hypertune_mip_ray.data import LoaderFactory, own_loader
@@ -72,11 +73,9 @@ def work(config: dict[str, Any]) -> None:
 def _train(job: Job, sender: Sender) -> None:
     context = ray.train.get_context()
     loader = own_loader(job.train_loader, context.get_world_rank(), context.get_world_size(), seed=job.options.seed)
-    strategy = RayStrategy(loader, job.options.epochs, job.checkpoint_seconds)
+    strategy = RayStrategy(loader, job.checkpoint_seconds)
     hypernet = job.hypernet.to(ray.train.torch.get_device())
-    evaluator = None
-    if strategy.rank == 0 and job.metric is not None and job.val_loader is not None:
-        evaluator = Evaluator(hypernet, job.metric, job.val_loader)
+    evaluator = evaluator_of(hypernet, job.metric, job.val_loader) if strategy.rank == 0 else None
     options = dataclasses.replace(
         job.options, callbacks=[*job.options.callbacks, lambda r: sender.progress(r["epoch"], r["loss"])]
     )

@@ -270,12 +270,12 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         if validation is not None:
             judged = {"metric": metric, "val_loader": Batches(chosen_rows(rows, validation), _ROWS, shuffle=False)}
 
-        def each_epoch(record: dict[str, Any]) -> None:
+        def each_epoch(record: dict[str, Any]) -> bool:
             epoch = context.subcontext(task_name="epoch").call_on_fit_task_begin(estimator=self)
-            epoch.call_on_fit_task_end(estimator=self)
+            return bool(epoch.call_on_fit_task_end(estimator=self))
 
         head = {} if self.head is None else {"head": self.head}
-        self.surrogate_ = ht.fit(
+        surrogate = ht.fit(
             ht.HyperNetwork(shared.network, self._space(), seed=seed, **head),
             loss,
             shared.batches,
@@ -288,13 +288,12 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             progress=bool(self.verbose),
             callbacks=[] if context is None else [each_epoch],
         )
-        if judged and self.objective not in self.surrogate_.metrics:
+        if judged and self.objective not in surrogate.metrics:
             raise ht.SpaceError(
-                f"The objective {self.objective!r} is unknown; the metric returns {list(self.surrogate_.metrics)}."
+                f"The objective {self.objective!r} is unknown; the metric returns {list(surrogate.metrics)}."
             )
         single = self._batches(rows, train)  # with which a network is trained for real
-        self.surrogate_.train_loader = single
-        self.surrogate_.recipe = self._recipe(single)
+        self.surrogate_ = surrogate.replace(train_loader=single, recipe=self._recipe(single))
         self.history_ = self.surrogate_.history
 
     def _check_verify(self) -> None:
@@ -318,7 +317,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             )
             self.trust_report_ = report
             if report.trusted():
-                self.surrogate_ = self.surrogate_.calibrate(report)
+                self.surrogate_ = self.surrogate_.calibrated(report)
             else:
                 true = report.true[self.objective].mean(1)
                 if not np.isfinite(true).any():

@@ -131,24 +131,23 @@ def test_a_surrogate_whose_favourite_is_bad_steps_aside(surrogate: ht.Surrogate,
 
 
 def test_a_report_with_doubts_counts_from_the_start() -> None:
-    chosen = make_surrogate(SPACE)
+    known = make_surrogate(SPACE)
     units = SPACE.sample(8)
-    predicted = chosen.evaluate_units(units)["loss"]
-    chosen.reports = (
-        ht.TrustReport(
-            metric="loss",
-            space=SPACE,
-            configs=tuple(SPACE.from_unit(units)),
-            chosen=("spread",) * 8,
-            predicted={"loss": predicted},
-            true={"loss": -predicted[:, None]},
-            responses={"a": 1.0, "b": 1.0},
-            trainings=8.0,
-            seconds=1.0,
-            low={},
-            high={},
-        ),
+    predicted = known.evaluate_units(units)["loss"]
+    report = ht.TrustReport(
+        metric="loss",
+        space=SPACE,
+        configs=tuple(SPACE.from_unit(units)),
+        chosen=("spread",) * 8,
+        predicted={"loss": predicted},
+        true={"loss": -predicted[:, None]},
+        responses={"a": 1.0, "b": 1.0},
+        trainings=8.0,
+        seconds=1.0,
+        low={},
+        high={},
     )
+    chosen = ht.Surrogate(known.hypernet, evaluator=known._evaluate, reports=[report])
     with pytest.warns(ht.HypertuneWarning, match="takes no part"):
         study = study_of(chosen, 2, right(chosen))
     assert "hypertune_mip:proposal" not in study.trials[0].system_attrs

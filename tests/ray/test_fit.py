@@ -110,6 +110,19 @@ def test_workers_do_what_one_process_does_though_one_of_them_dies(tmp_path: Path
     assert [r["epoch"] for r in two.history] == list(range(1, 11))
 
 
+def test_a_callback_stops_all_workers_and_what_is_left_is_that_of_one_process(tmp_path: Path) -> None:
+    """With the state after a quarter of the epochs, and no checkpoint due at what turns out to be the last epoch."""
+    options: dict[str, Any] = {"callbacks": [lambda record: record["epoch"] == 4], "checkpoint_every": 3}
+    two, one = many(2, tmp_path, **options), alone(**options)
+    same(one.hypernet, two.hypernet, rtol=1e-9, atol=1e-9)
+    assert [r["epoch"] for r in two.history] == [1, 2, 3, 4]
+    assert one.early is not None and two.early is not None
+    torch.testing.assert_close(two.early, one.early, rtol=1e-9, atol=1e-9)
+    again = many(2, tmp_path, resume=True, **options)  # nothing is left to do
+    same(two.hypernet, again.hypernet, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(again.early, two.early, rtol=0.0, atol=0.0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "options"), [(1, {}), (4, {}), (2, {"normalize": False}), (2, {"accumulate": 2, "gradient_clip": 0.5})]

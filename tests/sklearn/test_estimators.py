@@ -355,6 +355,22 @@ def test_callbacks_see_the_epochs() -> None:
     classifier(epochs=3).set_callbacks(ProgressBar()).fit(X, Y)
 
 
+def test_a_callback_stops_training() -> None:
+    class Stop:
+        def setup(self, estimator: Any, context: Any) -> None: ...
+
+        def teardown(self, estimator: Any, context: Any) -> None: ...
+
+        def on_fit_task_begin(self, estimator: Any, context: Any) -> None: ...
+
+        def on_fit_task_end(self, estimator: Any, context: Any) -> bool:
+            return bool(context.task_name == "epoch" and context.task_id == 1)
+
+    stopped = classifier(epochs=5).set_callbacks(Stop()).fit(X, Y)
+    assert [record["epoch"] for record in stopped.history_] == [1, 2]
+    assert stopped.predict(X).shape == Y.shape
+
+
 def test_training_starts_from_a_users_network() -> None:
     """A rate of nearly 0 leaves it as it was."""
     given = nn.Sequential(nn.Linear(13, 4), nn.ReLU(), nn.Linear(4, 3))
