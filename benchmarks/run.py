@@ -21,6 +21,7 @@ NAMES = (
     "steps",
     "gpu",
     "trust",
+    "branches",
     "search",
     "ray_kills",
     "ray_steps",

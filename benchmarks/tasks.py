@@ -68,7 +68,7 @@ def epochs_of_real_training(task: Task, config: dict[str, Any], seed: int) -> It
         yield network
 
 
-def trainer(task: Task) -> ht.Trainer:
+def trainer(task: Task, **options: Any) -> ht.Trainer:
     """Real training of the task, many settings at once."""
     return ht.Trainer(
         task.network(),
@@ -78,6 +78,7 @@ def trainer(task: Task) -> ht.Trainer:
         metric=task.metric,
         val_loader=[task.validation],
         recipe=recipe(task),
+        **options,
     )
 
 
