@@ -5,10 +5,10 @@
     surrogate = fit(hypernet, loss, train_loader, metric=metric, val_loader=val_loader)
     surrogate.evaluate(config)                        no training
 
-The names here are the public interface; `losses`, `nn` and `callbacks` are public modules.
+The names here are the public interface; `losses`, `metrics`, `nn` and `callbacks` are public modules.
 """
 
-from hypertune_mip import losses, nn
+from hypertune_mip import losses, metrics, nn
 from hypertune_mip.errors import (
     DataError,
     HypertuneError,
@@ -61,5 +61,6 @@ __all__ = [
     "callbacks",
     "fit",
     "losses",
+    "metrics",
     "nn",
 ]

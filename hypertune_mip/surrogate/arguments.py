@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch.nn.modules.loss import _Loss
 
 from hypertune_mip.errors import DataError, LossError, NetworkError
 from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.metrics import WholeSet
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.training import OptionError
 
@@ -38,17 +39,23 @@ def as_hypernetwork(network: Any, space: SearchSpace | None) -> HyperNetwork:
 
 
 def check_functions(loss: Any, metric: Any) -> None:
-    """Raise LossError unless the loss, and the metric where there is one, are functions of a model and a batch."""
-    for name, function, of in (("loss", loss, "(model, batch, config)"), ("metric", metric, "(model, batch)")):
-        if name == "metric" and function is None:
-            continue
-        if not callable(function) or isinstance(function, type):
-            raise LossError(f"`{name}` must be a function of {of}, but got {_kind(function)}.")
-        if isinstance(function, _Loss):
-            raise LossError(
-                f"`{name}` must be a function of {of}, but {type(function).__name__} compares outputs with targets."
-                f" Write for example: lambda {of[1:-1]}: criterion(model(batch[0]), batch[1])."
-            )
+    """Raise LossError unless the loss is a function, and the metric, where there is one, is made of such."""
+    _check_function("loss", loss, "(model, batch, config)")
+    if isinstance(metric, Sequence) and not isinstance(metric, str):
+        for part in metric:
+            check_functions(loss, part)
+    elif metric is not None and not isinstance(metric, WholeSet):
+        _check_function("metric", metric, "(model, batch)")
+
+
+def _check_function(name: str, function: Any, of: str) -> None:
+    if not callable(function) or isinstance(function, type):
+        raise LossError(f"`{name}` must be a function of {of}, but got {_kind(function)}.")
+    if isinstance(function, _Loss):
+        raise LossError(
+            f"`{name}` must be a function of {of}, but {type(function).__name__} compares outputs with targets."
+            f" Write for example: lambda {of[1:-1]}: criterion(model(batch[0]), batch[1])."
+        )
 
 
 def check_loader(name: str, loader: Any) -> None:
