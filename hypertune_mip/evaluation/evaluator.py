@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from hypertune_mip.errors import SpaceError
 from hypertune_mip.evaluation.data import ValidationData
+from hypertune_mip.evaluation.means import warn_of_no_means
 from hypertune_mip.evaluation.memory import PeakBytes
 from hypertune_mip.evaluation.metrics import Run, mean_over_batches, measured_parts, merged, named_scalars
 from hypertune_mip.evaluation.modes import evaluating, gradients
@@ -77,6 +78,7 @@ class Evaluator:
         self._parts = parts_of(metric)
         self._part_of: dict[str, MeanMetric | WholeSet] = {}
         self._sizes: dict[str | None, int] = {}
+        self._looked_at_means = False
 
     def __call__(self, units: Float[Tensor, "S d"], *, progress: bool = False) -> dict[str, Float[Tensor, "S"]]:
         """Metrics by name at each setting, float64, on the CPU.
@@ -84,8 +86,12 @@ class Evaluator:
         Args:
             units: The settings.
             progress: Whether to show a bar.
+
+        Warns:
+            HypertuneWarning: The first time, if a metric is no mean over examples, as it is taken for.
         """
         names = self.names()
+        self._look_at_means(units[:1])
         with self._running(backward=False), tqdm(total=len(units), disable=not progress, desc="evaluate") as bar:
             values = {name: torch.empty(len(units), dtype=torch.float64) for name in names}
             for rows in _slices(len(units), self.chunk_size()):
@@ -173,6 +179,20 @@ class Evaluator:
     def _values(self, units: Tensor, parts: Sequence[MeanMetric | WholeSet]) -> dict[str, Tensor]:
         run = self._run(units, self._execution(len(units), None))
         return merged(measured_parts(parts, run, self.data))
+
+    def _look_at_means(self, unit: Float[Tensor, "S d"]) -> None:
+        """Once, at the first setting that is asked for, if there is one."""
+        if self._looked_at_means or not len(unit):
+            return
+        self._looked_at_means = True
+        if self.hypernet.batch_norms:  # whose answers are those of a batch
+            return
+        means = [part for part in self._parts if not isinstance(part, WholeSet)]
+        device = self.hypernet.device
+        with self._running(backward=False), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            run = self._run(unit, self._execution(1, None))
+            errors = [torch.finfo(p.dtype).eps for p in self.hypernet.network.parameters() if p.is_floating_point()]
+            warn_of_no_means(means, run, self.data, precision=max(errors), stacklevel=6)
 
     def _run(self, units: Tensor, execution: Execution | None) -> Run:
         def run(function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
