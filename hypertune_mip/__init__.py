@@ -26,6 +26,7 @@ from hypertune_mip.heads import Dense, Head, LowRank, RankOne
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.surrogate import Optimum, ParetoPoint, Surrogate, fit
+from hypertune_mip.tasks import Classification, Regression, Task
 from hypertune_mip.training import OptionError, callbacks
 from hypertune_mip.verification import Budget, Estimate, TrustReport, Truth
 
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Classification",
     "DataError",
     "Dense",
     "Emulator",
@@ -51,10 +53,12 @@ __all__ = [
     "OptionError",
     "ParetoPoint",
     "RankOne",
+    "Regression",
     "SearchSpace",
     "SpaceError",
     "StorageError",
     "Surrogate",
+    "Task",
     "TrainingError",
     "TrustReport",
     "Truth",

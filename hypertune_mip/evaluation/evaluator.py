@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hypertune_mip.directions import Direction, checked_directions
 from hypertune_mip.errors import SpaceError
 from hypertune_mip.evaluation.data import ValidationData
 from hypertune_mip.evaluation.means import warn_of_no_means
@@ -34,6 +35,10 @@ class Measure(Protocol):
     def space(self) -> SearchSpace:
         """Of the settings."""
 
+    @property
+    def directions(self) -> Mapping[str, Direction]:
+        """Of all metrics, by name."""
+
     def __call__(self, units: Float[Tensor, "S d"]) -> dict[str, Float[Tensor, "S"]]:
         """Metrics by name."""
 
@@ -51,13 +56,15 @@ class Evaluator:
 
     Args:
         hypernet: The trained, or half-trained, hypernetwork.
-        metric: Written for one setting.
+        metric: Written for one setting; see `metrics.Metric`.
         loader: Batches of validation data, kept as `ValidationData` does.
         memory_budget: Bytes that the settings of one chunk may take, by what is really allocated on the largest batch,
             or on all of them where outputs are gathered; None is 32 MiB on a CPU and 1 GiB on CUDA. One setting is
             always evaluated, whatever it takes.
+        directions: By metric; "minimize" where nothing is said.
 
     Raises:
+        SpaceError: If a direction is none, or of a metric that is unknown.
         DataError: If the loader is empty or a batch holds nothing to count examples by.
         LossError: If a metric does not return what is agreed, or two have the same name.
     """
@@ -69,6 +76,7 @@ class Evaluator:
         loader: Iterable[Any],
         *,
         memory_budget: int | None = None,
+        directions: Mapping[str, Direction] | None = None,
     ) -> None:
         """See the class."""
         self.hypernet = hypernet
@@ -79,6 +87,9 @@ class Evaluator:
         self._part_of: dict[str, MeanMetric | WholeSet] = {}
         self._sizes: dict[str | None, int] = {}
         self._looked_at_means = False
+        self.stated_directions = checked_directions(directions)
+        for name in self.stated_directions:
+            check_metric(name, self.names(), where="`directions`")
 
     def __call__(self, units: Float[Tensor, "S d"], *, progress: bool = False) -> dict[str, Float[Tensor, "S"]]:
         """Metrics by name at each setting, float64, on the CPU.
@@ -134,6 +145,23 @@ class Evaluator:
     def space(self) -> SearchSpace:
         """Of the hypernetwork."""
         return self.hypernet.space
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Of all metrics, by name, in the order of `names`."""
+        return {name: self.stated_directions.get(name, "minimize") for name in self.names()}
+
+    def on(self, hypernet: HyperNetwork) -> Evaluator:
+        """The same metrics and data with a copy of the hypernetwork, on that one's device."""
+        moved = Evaluator(
+            hypernet,
+            self.metric,
+            self.data.loader,
+            memory_budget=self.memory_budget,
+            directions=self.stated_directions,
+        )
+        moved._looked_at_means = self._looked_at_means
+        return moved
 
     def names(self) -> tuple[str, ...]:
         """Names of the metrics, in the order in which the metric returns them."""
@@ -233,10 +261,11 @@ class Evaluator:
             yield
 
 
-def check_metric(name: str, known: Iterable[str]) -> None:
-    """Raise SpaceError unless a metric has that name."""
+def check_metric(name: str, known: Iterable[str], *, where: str = "") -> None:
+    """Raise SpaceError unless a metric has that name; `where` says who asks for it."""
     if name not in known:
-        raise SpaceError(f"The metric {name!r} is unknown; `metric` returns {list(known)}.")
+        of = f" in {where}" if where else ""
+        raise SpaceError(f"The metric {name!r}{of} is unknown; `metric` returns {list(known)}.")
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
+from hypertune_mip.directions import Direction
 from hypertune_mip.errors import DataError, LossError, NetworkError
 from hypertune_mip.hypernetwork import HyperNetwork
-from hypertune_mip.metrics import WholeSet
+from hypertune_mip.metrics import Metric, WholeSet
 from hypertune_mip.space import SearchSpace
-from hypertune_mip.training import OptionError
+from hypertune_mip.tasks import Task
+from hypertune_mip.training import Loss, OptionError
 
 
 def as_hypernetwork(network: Any, space: SearchSpace | None) -> HyperNetwork:
@@ -38,8 +40,28 @@ def as_hypernetwork(network: Any, space: SearchSpace | None) -> HyperNetwork:
     return HyperNetwork(network, space)
 
 
+def goal_of(
+    loss: Loss | Task,
+    metric: Metric | None,
+    directions: Mapping[str, Direction] | None,
+    val_loader: Any,
+) -> tuple[Loss, Metric | None, Mapping[str, Direction]]:
+    """Loss, metric and directions, where a task may stand in the loss's place.
+
+    A metric beside a task overrides the task's, with its directions; without validation data it has none.
+    """
+    stated = directions or {}
+    if not isinstance(loss, Task):
+        return loss, metric, stated
+    if metric is not None or val_loader is None:
+        return loss.loss, metric, stated
+    return loss.loss, loss.metric, {**loss.directions, **stated}
+
+
 def check_functions(loss: Any, metric: Any) -> None:
     """Raise LossError unless the loss is a function, and the metric, where there is one, is made of such."""
+    if isinstance(loss, type) and issubclass(loss, Task):
+        raise LossError(f"`loss` must be a function or a task, but got the class {loss.__name__}. Add parentheses.")
     _check_function("loss", loss, "(model, batch, config)")
     if isinstance(metric, Sequence) and not isinstance(metric, str):
         for part in metric:

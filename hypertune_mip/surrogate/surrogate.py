@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,15 +14,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypertune_mip.arguments import seed_number, whole_number
+from hypertune_mip.directions import Direction, checked_directions
 from hypertune_mip.errors import DataError, HypertuneWarning, SpaceError
 from hypertune_mip.evaluation import Emulator, Evaluator, Metric
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Config, SearchSpace
 from hypertune_mip.surrogate import search
+from hypertune_mip.surrogate.arguments import goal_of
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator
 from hypertune_mip.surrogate.materialize import materialize
 from hypertune_mip.surrogate.persistence import load_hypernetwork, save_hypernetwork
 from hypertune_mip.surrogate.trust import calibrated, make_report, settings_to_verify, unused_hyperparameters
+from hypertune_mip.tasks import Task
 from hypertune_mip.training import Loss, Record
 from hypertune_mip.training.options import OptimizerFactory, ScheduleFactory
 from hypertune_mip.verification.calibration import Calibrated
@@ -37,15 +40,19 @@ class Surrogate:
 
     Args:
         hypernet: Trained.
-        loss: What it was trained for; kept for verification against real training.
-        metric: Written for one setting: (model, batch) to 0-d means by name.
+        loss: What it was trained for, or the task; kept for verification against real training.
+        metric: Written for one setting: (model, batch) to 0-d means over the batch by name, `metrics.whole_set(...)`,
+            or a list of both; None takes the task's.
         val_loader: Validation data; see `Evaluator` for how it is kept.
         history: One record an epoch, from training.
         train_loader: What it was trained on; kept for verification, as is `loss`.
         budget: How a single network would be trained; None takes as many epochs as in `history`.
         memory_budget: Bytes that settings evaluated at once may take; None is 32 MiB on a CPU and 1 GiB on CUDA.
+        directions: By metric "maximize", where large values are the better ones, or "minimize", as it is where nothing
+            is said.
 
     Raises:
+        SpaceError: If a direction is none, or of a metric that is unknown.
         DataError: If `metric` or `val_loader` is there without the other, or the budget is no whole number.
     """
 
@@ -53,15 +60,18 @@ class Surrogate:
         self,
         hypernet: HyperNetwork,
         *,
-        loss: Loss | None = None,
+        loss: Loss | Task | None = None,
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
         history: Sequence[Record] = (),
         train_loader: Iterable[Any] | None = None,
         budget: Budget | None = None,
         memory_budget: int | None = None,
+        directions: Mapping[str, Direction] | None = None,
     ) -> None:
         """See the class."""
+        if loss is not None:
+            loss, metric, directions = goal_of(loss, metric, directions, val_loader)
         if (metric is None) != (val_loader is None):
             raise DataError("`metric` and `val_loader` belong together: pass both, or neither.")
         if memory_budget is not None:
@@ -76,8 +86,9 @@ class Surrogate:
         self.reports: tuple[TrustReport, ...] = ()
         self._calibration: dict[str, Any] | None = None
         self._calibrated: CalibratedEvaluator | None = None
+        stated = checked_directions(directions)
         self._evaluator = (
-            Evaluator(hypernet, metric, val_loader, memory_budget=memory_budget)
+            Evaluator(hypernet, metric, val_loader, memory_budget=memory_budget, directions=stated)
             if metric is not None and val_loader is not None
             else None
         )
@@ -99,7 +110,7 @@ class Surrogate:
         moved = copy.copy(self)
         moved.hypernet = copy.deepcopy(self.hypernet).to(device)
         if (own := self._evaluator) is not None:
-            moved._evaluator = Evaluator(moved.hypernet, own.metric, own.data.loader, memory_budget=own.memory_budget)
+            moved._evaluator = own.on(moved.hypernet)
             if self._calibrated is not None:
                 moved._calibrated = CalibratedEvaluator(moved._evaluator, self._calibrated.calibrations)
         return moved
@@ -113,6 +124,16 @@ class Surrogate:
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics."""
         return self._evaluate.names()
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Of all metrics, by name: "maximize" where that was stated, otherwise "minimize"."""
+        return self._evaluate.directions
+
+    @property
+    def stated_directions(self) -> dict[str, Direction]:
+        """Those of `directions` that were stated, which whoever searches this surrogate may not contradict."""
+        return dict(self._evaluate.stated_directions)
 
     @property
     def _evaluate(self) -> Evaluator:
@@ -192,10 +213,10 @@ class Surrogate:
         """
         return search.gradient(self._measure, self.space.unit_of(config), metric)
 
-    def minimize(
+    def optimize(
         self, metric: str, *, candidates: int = 512, starts: int = 8, steps: int = 30, seed: int = 0
     ) -> search.Optimum:
-        """The setting with the smallest metric: Sobol candidates, then batched descent from the best of them.
+        """The setting with the best metric, in its direction: Sobol candidates, then batched descent from the best.
 
         Args:
             metric: Name.
@@ -215,12 +236,14 @@ class Surrogate:
         steps = whole_number("steps", steps, low=0, error=SpaceError)
         seed = seed_number(seed, error=SpaceError)
         self.warn_of_doubts(metric, stacklevel=3)
-        return search.minimize(self._measure, metric, candidates=candidates, starts=starts, steps=steps, seed=seed)
+        return search.optimize(self._measure, metric, candidates=candidates, starts=starts, steps=steps, seed=seed)
 
     def pareto_front(
         self, metrics: Sequence[str], *, candidates: int = 1024, seed: int = 0, emulator: Emulator | None = None
     ) -> list[search.ParetoPoint]:
-        """Settings among `candidates` that no other one beats in every metric (all small), sorted by the first.
+        """Settings among `candidates` that no other one beats in every metric, each in its direction.
+
+        The best in the first metric comes first.
 
         Args:
             metrics: Names.
@@ -354,10 +377,10 @@ class Surrogate:
     ) -> TrustReport:
         """Train the plain network for real at a few settings, and report how well the surrogate foresaw the outcome.
 
-        Some of the settings are spread over the space, the others are the surrogate's best ones, its minimum first.
+        Some of the settings are spread over the space, the others are the surrogate's best ones, its optimum first.
 
         Args:
-            metric: What the report is about, small values being better; other metrics are measured along.
+            metric: What the report is about, in its direction; other metrics are measured along.
             settings: How many, S.
             best: How many of them are the surrogate's best; None is half. To calibrate, take 1: spread settings teach
                 more.
@@ -391,6 +414,7 @@ class Surrogate:
             configs,
             chosen,
             true,
+            direction=self.directions[metric],
             trainings=true[metric].size * truth.epochs / fit_epochs,
             seconds=truth.seconds - before,
             unused=unused_hyperparameters(self.hypernet, truth.loss, truth.train_loader),
@@ -492,13 +516,14 @@ class Surrogate:
         folder: str | Path,
         network: nn.Module,
         *,
-        loss: Loss | None = None,
+        loss: Loss | Task | None = None,
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
         train_loader: Iterable[Any] | None = None,
         budget: Budget | None = None,
         space: SearchSpace | None = None,
         device: str | torch.device = "cpu",
+        directions: Mapping[str, Direction] | None = None,
     ) -> Surrogate:
         """The surrogate that `save` wrote.
 
@@ -513,6 +538,7 @@ class Surrogate:
             budget: As in `Surrogate`.
             space: If given, it must be the saved one.
             device: Where to.
+            directions: As in `Surrogate`.
 
         Raises:
             StorageError: If the folder is damaged or foreign, or does not fit the network or the space.
@@ -526,11 +552,12 @@ class Surrogate:
             train_loader=train_loader,
             budget=budget,
             history=history,
+            directions=directions,
         )
         surrogate.execution = execution
         reports = tuple(TrustReport.from_dict(report) for report in trust["reports"])
         calibration = trust["calibration"]
-        if calibration is not None and metric is not None:
+        if calibration is not None and surrogate._evaluator is not None:
             used = reports[: calibration.pop("reports")]
             surrogate.calibrate(*used, **calibration)
         surrogate.reports = reports

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import ray.train.torch
 from torch.utils.data import DataLoader
 
 from hypertune_mip import HyperNetwork, HypertuneError, HypertuneWarning, StorageError
+from hypertune_mip.directions import Direction
 from hypertune_mip.evaluation import Evaluator, Metric
 from hypertune_mip.training import Loss, Options, train
 from hypertune_mip_ray.checkpoints import RunFolder, newest, opened
@@ -35,6 +36,7 @@ class Job:
         train_loader: To divide, or a function that makes each worker's own.
         metric: For validation.
         val_loader: For validation.
+        directions: Of the metrics.
         options: How to train.
         folder: Of the run.
         checkpoint_seconds: Time between checkpoints at least.
@@ -45,6 +47,7 @@ class Job:
     train_loader: DataLoader[Any] | LoaderFactory
     metric: Metric | None
     val_loader: Iterable[Any] | None
+    directions: Mapping[str, Direction]
     options: Options
     folder: RunFolder
     checkpoint_seconds: float
@@ -76,7 +79,7 @@ def _train(job: Job, sender: Sender) -> None:
     hypernet = job.hypernet.to(ray.train.torch.get_device())
     evaluator = None
     if strategy.rank == 0 and job.metric is not None and job.val_loader is not None:
-        evaluator = Evaluator(hypernet, job.metric, job.val_loader)
+        evaluator = Evaluator(hypernet, job.metric, job.val_loader, directions=job.directions)
     options = dataclasses.replace(
         job.options, callbacks=[*job.options.callbacks, lambda r: sender.progress(r["epoch"], r["loss"])]
     )
