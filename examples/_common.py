@@ -139,7 +139,7 @@ def report(
     (folder / "best_config.json").write_text(json.dumps(trained[winner].config, indent=1) + "\n")
     (folder / "comparison.md").write_text(table + "\n")
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    response_surface(surrogate, "loss", "weight_decay", "dropout", config=surrogate.minimize("loss").config, ax=axes)
+    response_surface(surrogate, "loss", "weight_decay", "dropout", config=surrogate.optimize("loss").config, ax=axes)
     figure.savefig(folder / "response_surface.png", dpi=150)
     plt.close(figure)
 

@@ -5,10 +5,10 @@
     surrogate = fit(hypernet, loss, train_loader, metric=metric, val_loader=val_loader)
     surrogate.evaluate(config)                        no training
 
-The names here are the public interface; `losses`, `nn` and `callbacks` are public modules.
+The names here are the public interface; `losses`, `metrics`, `nn` and `callbacks` are public modules.
 """
 
-from hypertune_mip import losses, nn
+from hypertune_mip import losses, metrics, nn
 from hypertune_mip.errors import (
     DataError,
     HypertuneError,
@@ -26,6 +26,7 @@ from hypertune_mip.heads import Dense, Head, LowRank, RankOne
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.surrogate import Optimum, ParetoPoint, Surrogate, fit
+from hypertune_mip.tasks import Classification, Regression, Task
 from hypertune_mip.training import OptionError, callbacks
 from hypertune_mip.trainings import Branches, Recipe, Trainer
 from hypertune_mip.verification import Estimate, TrustReport
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Branches",
+    "Classification",
     "DataError",
     "Dense",
     "Emulator",
@@ -53,15 +55,18 @@ __all__ = [
     "ParetoPoint",
     "RankOne",
     "Recipe",
+    "Regression",
     "SearchSpace",
     "SpaceError",
     "StorageError",
     "Surrogate",
+    "Task",
     "Trainer",
     "TrainingError",
     "TrustReport",
     "callbacks",
     "fit",
     "losses",
+    "metrics",
     "nn",
 ]

@@ -174,19 +174,35 @@ def mixup(x: Tensor, target: Tensor, *, strength: Number, classes: int | None = 
         classes: Number of classes; the returned target is then (N, classes) probabilities, as `cross_entropy` takes.
 
     Raises:
-        LossError: If `target` holds class indices and `classes` is missing.
+        LossError: If `target` holds class indices and `classes` is missing, or `x` is not of floating point.
     """
     if not target.is_floating_point():
         if classes is None:
             raise LossError("`target` holds class indices, so mixup needs `classes`, the number of classes.")
         target = F.one_hot(target, classes).to(x.dtype)
-    share = torch.rand_like(x.flatten(1)[:, 0]) * (0.5 * strength)
-    return _mix(x, share), _mix(target, share)
+    shares = mixing_shares(x, strength)
+    return mixed(x, shares), mixed(target, shares)
 
 
-def _mix(values: Tensor, share: Tensor) -> Tensor:
-    share = share.reshape(-1, *(1,) * (values.ndim - 1))
-    return values + share * (values.roll(1, 0) - values)  # batches are shuffled: the neighbour is a random partner
+def mixing_shares(x: Tensor, strength: Number) -> Tensor:
+    """The share of its partner that `mixup` gives each example, at random in [0, strength / 2], (N,).
+
+    Args:
+        x: (N, ...), floating point.
+        strength: In [0, 1].
+
+    Raises:
+        LossError: If `x` is of whole numbers, such as indices of words, of which there are no mixtures.
+    """
+    if not x.is_floating_point():
+        raise LossError(f"mixup needs floating-point inputs, but got {x.dtype}. Mix embeddings in a loss of your own.")
+    return torch.rand_like(x.reshape(len(x), -1)[:, 0]) * (0.5 * strength)
+
+
+def mixed(values: Tensor, shares: Tensor) -> Tensor:
+    """Each example's values (N, ...) mixed with those of the one before, its partner, by shares (N,)."""
+    shares = shares.reshape(-1, *(1,) * (values.ndim - 1))
+    return values + shares * (values.roll(1, 0) - values)  # batches are shuffled: the neighbour is a random partner
 
 
 def _parameters(model: nn.Module, where: str, frozen: bool) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hypertune_mip.arguments import whole_number
+from hypertune_mip.directions import Direction, sign
 from hypertune_mip.errors import MissingExtraError, SpaceError
 from hypertune_mip.space import Config, SearchSpace, Value
 from hypertune_mip.surrogate import Surrogate
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
-Best = Literal["min", "max"]
+Best = Direction | Literal["as stated"]
 
-_COLORS = "viridis_r"
+_COLORS: dict[Direction, str] = {"minimize": "viridis_r", "maximize": "viridis"}
 _STAR: dict[str, Any] = {
     "marker": "*", "color": "white", "markeredgecolor": "black", "markersize": 14, "clip_on": False, "zorder": 3
 }  # fmt: skip
@@ -205,7 +206,7 @@ def response_curve(
     *,
     config: Config,
     resolution: int = 50,
-    best: Best | None = "min",
+    best: Best | None = "as stated",
     ax: Axes | None = None,
 ) -> Axes:
     """Draw a metric along one hyperparameter, with a star at its best value, and return the axes.
@@ -216,7 +217,8 @@ def response_curve(
         x: As in `response_curve_data`.
         config: As in `response_curve_data`.
         resolution: As in `response_curve_data`.
-        best: Whether the smallest or the largest value is the best; None marks none.
+        best: Which value is the best: "minimize" and "maximize" say it, "as stated" takes the metric's own direction;
+            None marks none.
         ax: Where to draw; None makes a figure.
 
     Raises:
@@ -227,7 +229,7 @@ def response_curve(
     ax = _new_axes() if ax is None else ax
     ax.plot(data.x.places, data.values, "o" if data.x.scale == "categorical" else ".-")
     ax.set(**_properties(data.x, "x"), ylabel=metric)
-    for (column,) in _best_index(data.values, best):
+    for (column,) in _best_index(data.values, _direction(surrogate, metric, best)):
         ax.plot(data.x.places[column], data.values[column], **_STAR)
     return ax
 
@@ -240,7 +242,7 @@ def response_surface(
     *,
     config: Config,
     resolution: int = 25,
-    best: Best | None = "min",
+    best: Best | None = "as stated",
     points: Sequence[Config] = (),
     ax: Axes | None = None,
 ) -> Axes:
@@ -255,7 +257,8 @@ def response_surface(
         y: As in `response_surface_data`.
         config: As in `response_surface_data`.
         resolution: As in `response_surface_data`.
-        best: Whether the smallest or the largest value is the best; None marks none.
+        best: Which value is the best: "minimize" and "maximize" say it, "as stated" takes the metric's own direction;
+            None marks none.
         points: Configs to mark with a dot, for example those of trials; their other hyperparameters do not matter.
         ax: Where to draw; None makes a figure.
 
@@ -266,16 +269,18 @@ def response_surface(
     data = response_surface_data(surrogate, metric, x, y, config=config, resolution=resolution)
     points = [points] if isinstance(points, Mapping) else list(points)
     surrogate.space.to_unit(points)  # checks them
+    direction = _direction(surrogate, metric, best)
+    colors = _COLORS[direction or surrogate.directions[metric]]
     ax = _new_axes() if ax is None else ax
     if min(data.values.shape) > 1 and "categorical" not in (data.x.scale, data.y.scale):
-        filled: ScalarMappable = ax.contourf(data.x.places, data.y.places, data.values, levels=20, cmap=_COLORS)
+        filled: ScalarMappable = ax.contourf(data.x.places, data.y.places, data.values, levels=20, cmap=colors)
     else:
-        filled = ax.pcolormesh(data.x.places, data.y.places, data.values, shading="nearest", cmap=_COLORS)
+        filled = ax.pcolormesh(data.x.places, data.y.places, data.values, shading="nearest", cmap=colors)
     ax.figure.colorbar(filled, ax=ax, label=metric)
     ax.set(**_properties(data.x, "x"), **_properties(data.y, "y"))
     where = [data.x.place(point[x]) for point in points], [data.y.place(point[y]) for point in points]
     ax.plot(*where, "k.", clip_on=False)
-    for row, column in _best_index(data.values, best):
+    for row, column in _best_index(data.values, direction):
         ax.plot(data.x.places[column], data.y.places[row], **_STAR)
     return ax
 
@@ -314,13 +319,18 @@ def _measure(surrogate: Surrogate, metric: str, axes: Sequence[Axis], config: Co
     return values[metric].reshape(grid.shape[:-1])
 
 
-def _best_index(values: np.ndarray, best: Best | None) -> list[tuple[int, ...]]:
+def _direction(surrogate: Surrogate, metric: str, best: Best | None) -> Direction | None:
+    """In which a value is the best; None where none is to be marked."""
+    if best not in ("minimize", "maximize", "as stated", None):
+        raise SpaceError(f'`best` must be "minimize", "maximize", "as stated" or None, but got {best!r}.')
+    return surrogate.directions[metric] if best == "as stated" else best
+
+
+def _best_index(values: np.ndarray, direction: Direction | None) -> list[tuple[int, ...]]:
     """Index of the best value, or nothing where there is none to mark."""
-    if best not in ("min", "max", None):
-        raise SpaceError(f'`best` must be "min", "max" or None, but got {best!r}.')
-    if best is None or np.isnan(values).all():
+    if direction is None or np.isnan(values).all():
         return []
-    flat = np.nanargmin(values) if best == "min" else np.nanargmax(values)
+    flat = np.nanargmin(sign(direction) * values)
     return [tuple(int(i) for i in np.unravel_index(flat, values.shape))]
 
 

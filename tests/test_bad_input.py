@@ -293,7 +293,7 @@ def test_an_unknown_metric(surrogate: ht.Surrogate) -> None:
     with pytest.raises(ht.SpaceError, match=message):
         surrogate.gradient(CONFIG, "eror")
     with pytest.raises(ht.SpaceError, match=message):
-        surrogate.minimize("eror", candidates=2, starts=1)
+        surrogate.optimize("eror", candidates=2, starts=1)
     with pytest.raises(ht.SpaceError, match=message):
         surrogate.pareto_front(["error", "eror"], candidates=2)
 
@@ -306,7 +306,7 @@ def test_a_front_of_no_list_of_metrics(surrogate: ht.Surrogate, metrics: Any) ->
 
 def test_a_search_without_candidates(surrogate: ht.Surrogate) -> None:
     with pytest.raises(ht.SpaceError, match=r"`candidates` must be a whole number of at least 1, but got 0"):
-        surrogate.minimize("error", candidates=0)
+        surrogate.optimize("error", candidates=0)
 
 
 # Loaders

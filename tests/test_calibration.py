@@ -250,7 +250,7 @@ def test_a_space_of_few_values_is_verified_at_those_there_are() -> None:
 
 def test_what_builds_on_evaluation_is_calibrated_too(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
     chosen = fresh_surrogate().calibrated(verified[1])
-    optimum = chosen.minimize("error", candidates=32, steps=5)
+    optimum = chosen.optimize("error", candidates=32, steps=5)
     assert optimum.value == pytest.approx(chosen.evaluate(optimum.config)["error"], rel=1e-5)
     point = chosen.pareto_front(["error", "size"], candidates=16)[0]
     assert point.values["error"] == pytest.approx(chosen.evaluate(point.config)["error"], rel=1e-5)
@@ -286,7 +286,7 @@ def test_a_surrogate_that_is_wrong_says_so() -> None:
     assert untrained.doubts("error") == report.doubts()
     assert untrained.doubts("size") == ()
     searches: list[Callable[[], object]] = [
-        lambda: untrained.minimize("error", candidates=8, steps=0),
+        lambda: untrained.optimize("error", candidates=8, steps=0),
         lambda: untrained.pareto_front(["size", "error"], candidates=8),
         lambda: SurrogateObjective(untrained, ["size", "error"]),
     ]

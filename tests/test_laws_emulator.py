@@ -149,15 +149,16 @@ def test_domination_is_none_on_the_front_and_counts_errors_behind_it() -> None:
 
 def test_screening_takes_the_best_and_feasible_ones_first() -> None:
     emulator = Emulator(TWO, smooth, points=256, seed=0)
-    units = screened(emulator, ["loss"], 10, candidates=500, seed=1)
+    units = screened(emulator, ["loss"], 10, candidates=500, seed=1, directions=["minimize"])
     every = emulator(TWO.sample(500, seed=1))["loss"]
     assert sorted(emulator(units)["loss"]) == sorted(every)[:10]
-    largest = screened(emulator, ["loss"], 10, candidates=500, seed=1, maximize=[True])
+    largest = screened(emulator, ["loss"], 10, candidates=500, seed=1, directions=["maximize"])
     assert sorted(emulator(largest)["loss"]) == sorted(every)[-10:]
-    wanted = screened(emulator, ["loss"], 10, candidates=500, seed=1, feasible=lambda values: values["signed"] > 0)
+    options = {"seed": 1, "directions": ["minimize"]}
+    wanted = screened(emulator, ["loss"], 10, candidates=500, feasible=lambda values: values["signed"] > 0, **options)
     assert (emulator(wanted)["signed"] > 0).all()
     with pytest.raises(ht.SpaceError, match="candidates"):
-        screened(emulator, ["loss"], 10, candidates=5, seed=1)
+        screened(emulator, ["loss"], 10, candidates=5, seed=1, directions=["minimize"])
 
 
 def test_prefill_adds_what_the_emulator_ranks_best_with_exact_values(surrogate: ht.Surrogate) -> None:

@@ -106,7 +106,7 @@ def test_memory_does_not_grow_with_the_number_of_settings() -> None:
 
 
 SEARCHES: dict[str, Callable[[ht.Surrogate], Any]] = {
-    "minimize": lambda one: one.minimize("loss", candidates=4, starts=2, steps=2),
+    "optimize": lambda one: one.optimize("loss", candidates=4, starts=2, steps=2),
     "gradient": lambda one: one.gradient({"decay": 1e-3}, "loss"),
     "front": lambda one: one.pareto_front(["loss", "size"], candidates=4),
     "verify": lambda one: diverse_best(one._measure, "loss", 2, candidates=4, seed=0),
@@ -114,12 +114,12 @@ SEARCHES: dict[str, Callable[[ht.Surrogate], Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "mapping"), [*((name, "vmap") for name in SEARCHES), ("minimize", "loop"), ("gradient", "loop")]
+    ("name", "mapping"), [*((name, "vmap") for name in SEARCHES), ("optimize", "loop"), ("gradient", "loop")]
 )
 def test_memory_does_not_grow_with_the_number_of_batches(name: str, mapping: Any) -> None:
     search = SEARCHES[name]
     network, batch = _networks()["layers"]
-    few, many = (surrogate(network, *[batch] * n, budget=None, mapping=mapping) for n in (1, 4))
+    few, many = (surrogate(network, *[batch] * n, recipe=None, mapping=mapping) for n in (1, 4))
     for one in (few, many):
         search(one)  # chunks are measured once
     assert peak(lambda: search(many)) <= 1.1 * peak(lambda: search(few))
@@ -145,13 +145,13 @@ def test_only_the_metric_that_is_asked_for_goes_backward() -> None:
     network, batch = _networks()["layers"]
     made = ht.HyperNetwork(network, SPACE, mapping="loop")
     asked = ht.Surrogate(made, metric=metric, val_loader=[batch])
-    assert asked.minimize("loss", candidates=4, starts=2, steps=2).value > 0
+    assert asked.optimize("loss", candidates=4, starts=2, steps=2).value > 0
     with pytest.raises(AssertionError, match="not asked for"):
         asked.gradient({"decay": 1e-3}, "other")
 
 
 def _answers(asked: ht.Surrogate) -> list[float]:
-    optimum = asked.minimize("loss", candidates=4, starts=2, steps=5)
+    optimum = asked.optimize("loss", candidates=4, starts=2, steps=5)
     front = asked.pareto_front(["loss", "size"], candidates=8)
     slope = asked.gradient({"decay": 1e-3}, "loss")["decay"]
     assert slope != 0

@@ -164,19 +164,19 @@ def bowl(distributions: dict) -> ht.Surrogate:
     return ht.Surrogate(net, metric=metric, val_loader=[torch.zeros(1, 1)])
 
 
-def test_minimize_finds_a_known_optimum_and_its_gradient_vanishes() -> None:
+def test_optimize_finds_a_known_optimum_and_its_gradient_vanishes() -> None:
     surrogate = bowl({"a": FloatDistribution(0.0, 1.0), "b": FloatDistribution(-1.0, 1.0)})
-    optimum = surrogate.minimize("distance", candidates=32, starts=4, steps=100)
+    optimum = surrogate.optimize("distance", candidates=32, starts=4, steps=100)
     assert optimum.config["a"] == pytest.approx(0.3, abs=0.05)
     assert optimum.config["b"] == pytest.approx(0.3, abs=0.08)
     assert optimum.value == pytest.approx(surrogate.evaluate(optimum.config)["distance"])
     assert all(abs(value) < 0.02 for value in surrogate.gradient(optimum.config, "distance").values())
-    assert optimum.value <= surrogate.minimize("distance", candidates=32, starts=4, steps=0).value
+    assert optimum.value <= surrogate.optimize("distance", candidates=32, starts=4, steps=0).value
 
 
-def test_minimize_keeps_discrete_hyperparameters_on_their_values() -> None:
+def test_optimize_keeps_discrete_hyperparameters_on_their_values() -> None:
     surrogate = bowl({"a": CategoricalDistribution([0.0, 0.25, 1.0]), "b": IntDistribution(-1, 1)})
-    assert surrogate.minimize("distance", candidates=64).config == {"a": 0.25, "b": 0}
+    assert surrogate.optimize("distance", candidates=64).config == {"a": 0.25, "b": 0}
 
 
 def with_nan(surrogate: ht.Surrogate) -> ht.Surrogate:
@@ -193,7 +193,7 @@ def with_nan(surrogate: ht.Surrogate) -> ht.Surrogate:
 def test_a_search_takes_nan_for_the_worst() -> None:
     surrogate = with_nan(bowl({"a": FloatDistribution(0.0, 1.0), "b": CategoricalDistribution([-1, 0, 1])}))
     for steps in (0, 60):
-        optimum = surrogate.minimize("distance", candidates=32, starts=32, steps=steps)
+        optimum = surrogate.optimize("distance", candidates=32, starts=32, steps=steps)
         assert 0.1 <= optimum.value < 0.2
         assert optimum.value == pytest.approx(surrogate.evaluate(optimum.config)["distance"])
     front = surrogate.pareto_front(["distance", "size"], candidates=64)
@@ -206,7 +206,7 @@ def test_a_metric_of_what_is_shared_leaves_the_best_candidate() -> None:
         metric=lambda model, batch: {"size": ht.losses.l2(model[2])},
         val_loader=[torch.zeros(1, 3)],
     )
-    assert surrogate.minimize("size", candidates=4, starts=2).value == pytest.approx(
+    assert surrogate.optimize("size", candidates=4, starts=2).value == pytest.approx(
         float(ht.losses.l2(surrogate.hypernet.network[2]).detach())
     )
 
@@ -258,7 +258,7 @@ def test_ridge_regression_recovers_the_closed_form() -> None:
 
 @pytest.mark.parametrize("name", SPACES)
 def test_every_space_trains_and_searches(name: str, data: tuple[Tensor, Tensor]) -> None:
-    """No kind of hyperparameter breaks the way from fit to minimize."""
+    """No kind of hyperparameter breaks the way from fit to optimize."""
     this = space(name)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor], config: dict) -> Tensor:
@@ -269,5 +269,5 @@ def test_every_space_trains_and_searches(name: str, data: tuple[Tensor, Tensor])
     surrogate = ht.fit(
         net, loss, [data], metric=regression_metric, val_loader=[data], epochs=2, progress=False, device="cpu"
     )
-    optimum = surrogate.minimize("loss", candidates=8, starts=2, steps=2)
+    optimum = surrogate.optimize("loss", candidates=8, starts=2, steps=2)
     assert surrogate.evaluate(optimum.config)["loss"] == pytest.approx(optimum.value, rel=1e-5)

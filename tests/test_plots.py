@@ -155,7 +155,7 @@ def test_logarithmic_hyperparameters_have_logarithmic_axes_and_choices_are_named
     assert [label.get_text() for label in ax.get_yticklabels()] == ["l1", "l2", "None"]
 
 
-@pytest.mark.parametrize(("best", "find"), [("min", np.argmin), ("max", np.argmax)])
+@pytest.mark.parametrize(("best", "find"), [("minimize", np.argmin), ("maximize", np.argmax)])
 def test_the_star_stands_at_the_best_setting_of_the_grid(surrogate, ax, best, find):
     surface = response_surface_data(surrogate, "loss", "dropout", "order", config=CONFIG, resolution=4)
     row, column = np.unravel_index(find(surface.values), surface.values.shape)
@@ -165,7 +165,7 @@ def test_the_star_stands_at_the_best_setting_of_the_grid(surrogate, ax, best, fi
 
 def test_the_star_of_a_curve_stands_at_its_best_value(surrogate, ax):
     curve = response_curve_data(surrogate, "loss", "penalty", config=CONFIG)
-    response_curve(surrogate, "loss", "penalty", config=CONFIG, best="max", ax=ax)
+    response_curve(surrogate, "loss", "penalty", config=CONFIG, best="maximize", ax=ax)
     assert stars(ax) == [(float(curve.values.argmax()), curve.values.max())]
 
 

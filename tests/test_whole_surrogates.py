@@ -110,10 +110,10 @@ def test_a_metric_that_was_not_measured_in_all_trainings_stays_as_it_is(
 
 
 def test_a_copy_whose_real_trainings_are_others(calibrated: ht.Surrogate) -> None:
-    loader, budget = problem.loader(batch_size=4), ht.Budget(epochs=7)
-    other = calibrated.replace(train_loader=loader, budget=budget)
-    assert (other.train_loader, other.budget, other.loss) == (loader, budget, calibrated.loss)
-    assert calibrated.train_loader is not loader and calibrated.budget is not budget
+    loader, recipe = problem.loader(batch_size=4), ht.Recipe(epochs=7)
+    other = calibrated.replace(train_loader=loader, recipe=recipe)
+    assert (other.train_loader, other.recipe, other.loss) == (loader, recipe, calibrated.loss)
+    assert calibrated.train_loader is not loader and calibrated.recipe is not recipe
     assert_same(calibrated, other)
 
 
@@ -180,7 +180,7 @@ def test_validation_data_is_read_once_from_fit_to_calibration() -> None:
     data = Counted()
     surrogate = fit(metric=problem.metric, val_loader=data)
     surrogate.calibrated(report()).evaluate(problem.CONFIG)
-    surrogate.replace(budget=ht.Budget(epochs=1)).evaluate(problem.CONFIG)
+    surrogate.replace(recipe=ht.Recipe(epochs=1)).evaluate(problem.CONFIG)
     assert data.reads == 1
 
 

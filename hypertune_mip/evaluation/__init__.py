@@ -3,8 +3,10 @@
 from hypertune_mip.evaluation.data import ValidationData, batch_size, to_device
 from hypertune_mip.evaluation.emulator import Emulator, EmulatorAccuracy
 from hypertune_mip.evaluation.evaluator import Evaluator, Measure, check_metric
-from hypertune_mip.evaluation.metrics import Metric, mean_over_batches, named_scalars
+from hypertune_mip.evaluation.metrics import mean_over_batches, measured, named_scalars
 from hypertune_mip.evaluation.modes import evaluating, gradients
+from hypertune_mip.evaluation.turned import Turned
+from hypertune_mip.metrics import Metric
 
 __all__ = [
     "Emulator",
@@ -12,12 +14,14 @@ __all__ = [
     "Evaluator",
     "Measure",
     "Metric",
+    "Turned",
     "ValidationData",
     "batch_size",
     "check_metric",
     "evaluating",
     "gradients",
     "mean_over_batches",
+    "measured",
     "named_scalars",
     "to_device",
 ]

@@ -167,24 +167,24 @@ def _with_last_joined(batches: Iterable[Any]) -> Iterator[Any]:
             yield before.pop(0)
         before.append(batch)
     if len(before) == 2 and 2 * batch_size(before[1]) < batch_size(before[0]):
-        joined = _joined(*before)
-        before = before if joined is None else [joined]
+        one = joined(*before)
+        before = before if one is None else [one]
     yield from before
 
 
-def _joined(first: Any, second: Any) -> Any | None:
+def joined(first: Any, second: Any) -> Any | None:
     """One batch of two, or None where that cannot be: where leaves differ that have no examples in front."""
     if structure(first) != structure(second):
         return None
-    sizes, joined = (batch_size(first), batch_size(second)), []
+    sizes, parts = (batch_size(first), batch_size(second)), []
     for one, other in zip(leaves(first), leaves(second), strict=True):
         if one is other:  # the same for both, such as weights of classes
-            joined.append(one)
+            parts.append(one)
         elif isinstance(one, Tensor) and isinstance(other, Tensor) and _have_examples((one, other), sizes):
-            joined.append(torch.cat([one, other]))
+            parts.append(torch.cat([one, other]))
         else:
             return None
-    rest = iter(joined)
+    rest = iter(parts)
     return mapped(lambda leaf: next(rest), first)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
+from hypertune_mip.directions import Direction
 from hypertune_mip.errors import DataError, LossError, NetworkError
-from hypertune_mip.evaluation import Evaluator, Metric
+from hypertune_mip.evaluation import Evaluator
 from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.metrics import Metric, WholeSet
 from hypertune_mip.space import SearchSpace
-from hypertune_mip.training import OptionError
+from hypertune_mip.tasks import Task
+from hypertune_mip.training import Loss, OptionError
 
 
 def as_hypernetwork(network: Any, space: SearchSpace | None) -> HyperNetwork:
@@ -38,18 +41,44 @@ def as_hypernetwork(network: Any, space: SearchSpace | None) -> HyperNetwork:
     return HyperNetwork(network, space)
 
 
+def goal_of(
+    loss: Loss | Task,
+    metric: Metric | None,
+    directions: Mapping[str, Direction] | None,
+    val_loader: Any,
+) -> tuple[Loss, Metric | None, Mapping[str, Direction]]:
+    """Loss, metric and directions, where a task may stand in the loss's place.
+
+    A metric beside a task overrides the task's, with its directions; without validation data it has none.
+    """
+    stated = directions or {}
+    if not isinstance(loss, Task):
+        return loss, metric, stated
+    if metric is not None or val_loader is None:
+        return loss.loss, metric, stated
+    return loss.loss, loss.metric, {**loss.directions, **stated}
+
+
 def check_functions(loss: Any, metric: Any) -> None:
-    """Raise LossError unless the loss, and the metric where there is one, are functions of a model and a batch."""
-    for name, function, of in (("loss", loss, "(model, batch, config)"), ("metric", metric, "(model, batch)")):
-        if name == "metric" and function is None:
-            continue
-        if not callable(function) or isinstance(function, type):
-            raise LossError(f"`{name}` must be a function of {of}, but got {_kind(function)}.")
-        if isinstance(function, _Loss):
-            raise LossError(
-                f"`{name}` must be a function of {of}, but {type(function).__name__} compares outputs with targets."
-                f" Write for example: lambda {of[1:-1]}: criterion(model(batch[0]), batch[1])."
-            )
+    """Raise LossError unless the loss is a function, and the metric, where there is one, is made of such."""
+    if isinstance(loss, type) and issubclass(loss, Task):
+        raise LossError(f"`loss` must be a function or a task, but got the class {loss.__name__}. Add parentheses.")
+    _check_function("loss", loss, "(model, batch, config)")
+    if isinstance(metric, Sequence) and not isinstance(metric, str):
+        for part in metric:
+            check_functions(loss, part)
+    elif metric is not None and not isinstance(metric, WholeSet):
+        _check_function("metric", metric, "(model, batch)")
+
+
+def _check_function(name: str, function: Any, of: str) -> None:
+    if not callable(function) or isinstance(function, type):
+        raise LossError(f"`{name}` must be a function of {of}, but got {_kind(function)}.")
+    if isinstance(function, _Loss):
+        raise LossError(
+            f"`{name}` must be a function of {of}, but {type(function).__name__} compares outputs with targets."
+            f" Write for example: lambda {of[1:-1]}: criterion(model(batch[0]), batch[1])."
+        )
 
 
 def check_loader(name: str, loader: Any) -> None:
@@ -75,6 +104,7 @@ def evaluator_of(
     val_loader: Iterable[Any] | None,
     *,
     memory_budget: int | None = None,
+    directions: Mapping[str, Direction] | None = None,
 ) -> Evaluator | None:
     """What measures a hypernetwork; None where there is no metric.
 
@@ -83,14 +113,16 @@ def evaluator_of(
         metric: See `Evaluator`.
         val_loader: See `Evaluator`, which reads it.
         memory_budget: See `Evaluator`.
+        directions: See `Evaluator`.
 
     Raises:
+        SpaceError: If a direction is none, or of a metric that is unknown.
         DataError: If `metric` or `val_loader` is there without the other, or the loader is no batches or empty.
     """
     check_validation(metric, val_loader)
     if metric is None or val_loader is None:
         return None
-    return Evaluator(hypernet, metric, val_loader, memory_budget=memory_budget)
+    return Evaluator(hypernet, metric, val_loader, memory_budget=memory_budget, directions=directions)
 
 
 def _kind(value: Any) -> str:

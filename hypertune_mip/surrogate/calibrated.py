@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hypertune_mip.directions import Direction
 from hypertune_mip.evaluation import Evaluator, gradients
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.verification.calibration import Calibrated, Calibration
@@ -49,6 +50,11 @@ class CalibratedEvaluator:
     def space(self) -> SearchSpace:
         """Of the hypernetwork."""
         return self.evaluator.space
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Of all metrics, by name."""
+        return self.evaluator.directions
 
     def __call__(self, units: Float[Tensor, "S d"], *, progress: bool = False) -> dict[str, Float[Tensor, "S"]]:
         """Calibrated metrics by name, as `Evaluator` gives them."""

@@ -15,6 +15,7 @@ from hypertune_mip.arguments import plain
 from hypertune_mip.errors import DataError, HypertuneWarning
 from hypertune_mip.evaluation import Metric, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.metrics import WholeSet, parts_of
 from hypertune_mip.space import Config
 from hypertune_mip.training import Loss
 
@@ -59,7 +60,8 @@ def materialize(
             if loss is not None:
                 loss(network, batch, values)
             elif metric is not None:
-                metric(network, batch)
+                for part in parts_of(metric):
+                    (part.predict if isinstance(part, WholeSet) else part)(network, batch)
             else:
                 network(batch[0] if isinstance(batch, (tuple, list)) else batch)
 

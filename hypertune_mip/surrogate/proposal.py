@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from hypertune_mip.arguments import real_number, seed_number
+from hypertune_mip.directions import Direction, sign
 from hypertune_mip.errors import MissingExtraError, SpaceError
-from hypertune_mip.evaluation import Measure
+from hypertune_mip.evaluation import Turned
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.surrogate.search import distance_to, diverse_best
 from hypertune_mip.surrogate.surrogate import Surrogate
@@ -82,26 +83,27 @@ class Proposer:
         self.gate_after = gate_after
         self.candidates = candidates
         self.seed = seed_number(seed, error=OptionError)
+        self._found: dict[Direction, Tensor] = {}  # the surrogate's best
 
     @property
     def space(self) -> SearchSpace:
         """Of the proposals."""
         return self.surrogate.space
 
-    def doubts(self, tried: Float[Tensor, "N d"], values: Float[Tensor, "N"], *, maximize: bool = False) -> str | None:
+    def doubts(self, tried: Float[Tensor, "N d"], values: Float[Tensor, "N"], *, direction: Direction) -> str | None:
         """Why the surrogate is not to be trusted in this search, as a sentence; None if it is.
 
         Args:
             tried: Settings with a result.
             values: The results; NaN where training failed.
-            maximize: Whether large values are the better ones.
+            direction: Whether small or large values are the better ones.
         """
         good = torch.isfinite(values)
         count = int(good.sum())
         if count < self.gate_after:
-            return None if maximize else " ".join(self.surrogate.doubts(self.metric)) or None
-        sign = -1.0 if maximize else 1.0
-        predicted, true = (sign * column.numpy() for column in (self._predict(tried[good]), values[good]))
+            same = direction == self.surrogate.directions[self.metric]
+            return (" ".join(self.surrogate.doubts(self.metric)) or None) if same else None
+        predicted, true = (sign(direction) * column.numpy() for column in (self._predict(tried[good]), values[good]))
         tau, lost = sparse_kendall(predicted, true), regret(predicted, true)
         if not tau >= self.min_tau:
             return f"Kendall's tau of its predictions with {count} results is {tau:.2f}, below {self.min_tau:g}."
@@ -118,7 +120,7 @@ class Proposer:
         values: Float[Tensor, "N"],
         pending: Float[Tensor, "P d"],
         *,
-        maximize: bool = False,
+        direction: Direction,
     ) -> Float[Tensor, "1 d"]:
         """The next setting.
 
@@ -126,24 +128,23 @@ class Proposer:
             tried: Settings with a result, in any order.
             values: The results: `metric` as real training gave it, NaN where training failed.
             pending: Settings that are being trained, elsewhere.
-            maximize: Whether large values are the better ones.
+            direction: Whether small or large values are the better ones.
         """
         known = torch.cat([tried, pending])
         turn, count = divmod(len(known), self.explore_every)
         if count == self.explore_every - 1:
             return self._spread(known, number=turn, seed=self.seed + 1)
         if len(known) < self.startup:
-            return self._best_by_surrogate(known, maximize=maximize)
+            return self._best_by_surrogate(known, direction)
         predicted = self._predict(tried)
         if int((torch.isfinite(values) & torch.isfinite(predicted)).sum()) < FEWEST:
             return self._spread(known, number=len(known), seed=self.seed + 2)
         calibration = Calibration(tried, predicted, values)
-        signed = -values if maximize else values
-        target = float(torch.where(torch.isfinite(values), signed, math.inf).min())
-        return self._best_by_improvement(calibration, target, known, maximize=maximize)
+        target = float(torch.where(torch.isfinite(values), sign(direction) * values, math.inf).min())
+        return self._best_by_improvement(calibration, target, known, direction)
 
-    def _best_by_surrogate(self, known: Tensor, *, maximize: bool) -> Tensor:
-        best = self._best_maximum if maximize else self._best_minimum
+    def _best_by_surrogate(self, known: Tensor, direction: Direction) -> Tensor:
+        best = self._best(direction)
         fresh = best[distance_to(best, known) >= _APART]
         return fresh[:1] if len(fresh) else self._spread(known, number=len(known), seed=self.seed + 2)
 
@@ -153,15 +154,16 @@ class Proposer:
         fresh = units[distance_to(units, known) >= _APART]
         return fresh[:1] if len(fresh) else units[:1]
 
-    def _best_by_improvement(self, calibration: Calibration, target: float, known: Tensor, *, maximize: bool) -> Tensor:
+    def _best_by_improvement(
+        self, calibration: Calibration, target: float, known: Tensor, direction: Direction
+    ) -> Tensor:
         """By how much a value, its sign turned where large ones are better, is expected to lie below `target`."""
-        sign = -1.0 if maximize else 1.0
         normal = Normal(0.0, 1.0, validate_args=False)  # a surrogate may be NaN somewhere
 
         def improvement(units: Tensor, predicted: Tensor) -> Tensor:
             calibrated = calibration(units, predicted)
             deviation = calibrated.deviation.clamp_min(_SMALLEST)
-            score = (target - sign * calibrated.mean) / deviation
+            score = (target - sign(direction) * calibrated.mean) / deviation
             expected = deviation * (score * normal.cdf(score) + normal.log_prob(score).exp())
             return torch.where(distance_to(units, known) >= _APART, expected.nan_to_num(nan=-1.0), -1.0)
 
@@ -181,31 +183,10 @@ class Proposer:
         units = self.space.sample(self.candidates, seed=self.seed)
         return units, self._predict(units)
 
-    @cached_property
-    def _best_minimum(self) -> Tensor:
-        return self._best(self.surrogate._measure)
-
-    @cached_property
-    def _best_maximum(self) -> Tensor:
-        return self._best(_Negated(self.surrogate._measure))
-
-    def _best(self, measure: Measure) -> Tensor:
-        return diverse_best(measure, self.metric, self.startup, candidates=self.candidates, seed=self.seed)
-
-
-class _Negated:
-    """Metrics with the opposite sign, so that the best is the smallest."""
-
-    def __init__(self, measure: Measure) -> None:
-        self._measure = measure
-
-    @property
-    def space(self) -> SearchSpace:
-        return self._measure.space
-
-    def __call__(self, units: Tensor) -> dict[str, Tensor]:
-        return {name: -value for name, value in self._measure(units).items()}
-
-    def value_and_gradient(self, units: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-        value, slope = self._measure.value_and_gradient(units, metric)
-        return -value, -slope
+    def _best(self, direction: Direction) -> Tensor:
+        if direction not in self._found:
+            measure = Turned(self.surrogate._measure, {self.metric: direction})
+            self._found[direction] = diverse_best(
+                measure, self.metric, self.startup, candidates=self.candidates, seed=self.seed
+            )
+        return self._found[direction]

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hypertune_mip.arguments import whole_number
+from hypertune_mip.directions import Direction, sign
 from hypertune_mip.errors import SpaceError
 from hypertune_mip.evaluation import Emulator, check_metric
 
@@ -26,11 +27,11 @@ def screened(
     *,
     candidates: int,
     seed: int,
-    maximize: Sequence[bool] | None = None,
+    directions: Sequence[Direction],
     within: float = np.inf,
     feasible: Feasible | None = None,
 ) -> Float[Tensor, "S d"]:
-    """Units of at most `n` Sobol settings that an emulator sees nearest to the front, or to the minimum, of metrics.
+    """Units of at most `n` Sobol settings that an emulator sees nearest to the front, or to the best, of metrics.
 
     Args:
         emulator: Of the surrogate that is searched.
@@ -38,7 +39,7 @@ def screened(
         n: How many, at most.
         candidates: Sobol settings that are emulated.
         seed: Of the candidates.
-        maximize: By metric, whether large values are the better ones; None is never.
+        directions: Of `metrics`, in their order.
         within: How far from the front at most, in root mean square errors of the emulator.
         feasible: Settings that are not come last.
 
@@ -53,8 +54,7 @@ def screened(
         raise SpaceError(f"`candidates` must be at least the number of settings, {n}, but got {candidates}.")
     units = emulator.space.sample(candidates, seed=seed)
     values = emulator(units)
-    signs = [-1.0 if flag else 1.0 for flag in maximize or [False] * len(metrics)]
-    table = np.stack([sign * values[name] for sign, name in zip(signs, metrics, strict=True)], axis=1)
+    table = np.stack([sign(way) * values[name] for way, name in zip(directions, metrics, strict=True)], axis=1)
     wanted = np.ones(candidates, dtype=bool) if feasible is None else feasible(values)
     scale = np.array([emulator.errors[name].rmse for name in metrics])
     distance = np.full(candidates, np.inf)

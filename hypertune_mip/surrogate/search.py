@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypertune_mip.evaluation import Emulator, Measure, check_metric, gradients
+from hypertune_mip.evaluation import Emulator, Measure, Turned, check_metric, gradients
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.screen import non_dominated, screened
 
@@ -22,7 +22,7 @@ _WITHIN = 2.0  # of its root mean square errors
 
 @dataclass(frozen=True)
 class Optimum:
-    """A setting that minimises a metric of the surrogate.
+    """The setting at which a metric of the surrogate is best.
 
     Args:
         config: Native values.
@@ -46,21 +46,23 @@ class ParetoPoint:
     values: dict[str, float]
 
 
-def minimize(measure: Measure, metric: str, *, candidates: int, starts: int, steps: int, seed: int) -> Optimum:
+def optimize(measure: Measure, metric: str, *, candidates: int, starts: int, steps: int, seed: int) -> Optimum:
     """The best setting that Sobol candidates, and descent from the best of them, have met.
 
-    Continuous hyperparameters descend along the metric's gradient (Adam, kept in the unit cube); discrete ones keep the
-    values of their start. A metric without a gradient, such as an error rate, leaves the best candidate. A setting at
-    which the metric is NaN counts as worse than any other.
+    Continuous hyperparameters descend along the metric's gradient (Adam, kept in the unit cube), upwards where large
+    values are better; discrete ones keep the values of their start. A metric without a gradient, such as an error rate,
+    leaves the best candidate. A setting at which the metric is NaN counts as worse than any other.
     """
-    units, values = _candidates(measure, metric, candidates, seed)
-    return _descended(measure, metric, units, values, starts=starts, steps=steps)
+    turned = Turned(measure)
+    units, values = _candidates(turned, metric, candidates, seed)
+    best = _descended(turned, metric, units, values, starts=starts, steps=steps)
+    return Optimum(best.config, turned.sign(metric) * best.value)
 
 
 def _candidates(
     measure: Measure, metric: str, count: int, seed: int
 ) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S"]]:
-    """Sobol settings and a metric there, infinite where it is NaN."""
+    """Sobol settings and a metric there, to be small, infinite where it is NaN."""
     with gradients(False):
         units = measure.space.sample(count, seed=seed)
         return units, _nan_last(_metric(measure(units), metric))
@@ -75,7 +77,7 @@ def _descended(
     starts: int,
     steps: int,
 ) -> Optimum:
-    """The best setting that descent from the best of some settings has met."""
+    """The setting of the smallest value that descent from the best of some settings has met."""
     with gradients(False):
         space = measure.space
         order = torch.argsort(values)[:starts]
@@ -109,11 +111,11 @@ def diverse_best(
     besides: Float[Tensor, "N d"] | None = None,
     apart: float = 0.0,
 ) -> Float[Tensor, "S d"]:
-    """Units of the minimum and of further good settings, best first, that lie apart.
+    """Units of the best setting and of further good ones, best first, that lie apart.
 
     Args:
         measure: Of the metrics.
-        metric: To be small.
+        metric: In whose direction.
         count: How many, S; fewer where a discrete space does not hold as many.
         candidates: Sobol settings to choose from.
         seed: Of the candidates.
@@ -121,9 +123,9 @@ def diverse_best(
         besides: Settings that are not wanted again.
         apart: How far from all of those the chosen ones lie, at least, in some column.
     """
-    space = measure.space
-    sampled, values = _candidates(measure, metric, candidates, seed)
-    optimum = _descended(measure, metric, sampled, values, starts=8, steps=30)
+    space, turned = measure.space, Turned(measure)
+    sampled, values = _candidates(turned, metric, candidates, seed)
+    optimum = _descended(turned, metric, sampled, values, starts=8, steps=30)
     units, places = torch.unique(sampled, dim=0, return_inverse=True)
     order = torch.argsort(torch.empty(len(units), dtype=values.dtype).index_copy(0, places, values))
     units = torch.cat([space.to_unit(optimum.config), units[order]])
@@ -166,21 +168,31 @@ def gradient(measure: Measure, unit: Float[Tensor, "1 d"], metric: str) -> dict[
 def pareto_front(
     measure: Measure, metrics: Sequence[str], *, candidates: int, seed: int, emulator: Emulator | None = None
 ) -> list[ParetoPoint]:
-    """The non-dominated ones of `candidates` Sobol settings, all metrics to be small, sorted by the first metric.
+    """The non-dominated ones of `candidates` Sobol settings, the best in the first metric first.
 
     With an emulator, those of the settings that it sees within two of its errors of the front.
     """
+    turned = Turned(measure)
+    signs = {name: turned.sign(name) for name in metrics}
     if emulator is None:
         units = measure.space.sample(candidates, seed=seed)
     else:
         most = min(candidates, _SCREENED)
-        units = screened(emulator, metrics, most, candidates=candidates, seed=seed, within=_WITHIN)
-    values = measure(units)
+        units = screened(
+            emulator,
+            metrics,
+            most,
+            candidates=candidates,
+            seed=seed,
+            directions=[measure.directions[name] for name in metrics],
+            within=_WITHIN,
+        )
+    values = turned(units)
     table = np.stack([_metric(values, name).numpy() for name in metrics], axis=1)
     rows = sorted(non_dominated(table), key=lambda row: tuple(table[row]))
     configs = measure.space.from_unit(units[rows])
     return [
-        ParetoPoint(config, {name: float(values[name][row]) for name in metrics})
+        ParetoPoint(config, {name: own * float(values[name][row]) for name, own in signs.items()})
         for config, row in zip(configs, rows, strict=True)
     ]
 

@@ -15,16 +15,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypertune_mip.arguments import seed_number, whole_number
+from hypertune_mip.directions import Direction, checked_directions
 from hypertune_mip.errors import DataError, HypertuneWarning, SpaceError
 from hypertune_mip.evaluation import Emulator, Evaluator, Metric
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Config, SearchSpace
 from hypertune_mip.surrogate import search
-from hypertune_mip.surrogate.arguments import evaluator_of
+from hypertune_mip.surrogate.arguments import evaluator_of, goal_of
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
 from hypertune_mip.surrogate.materialize import materialize
 from hypertune_mip.surrogate.persistence import load_surrogate, save_surrogate
 from hypertune_mip.surrogate.trust import corrected, make_report, settings_to_verify
+from hypertune_mip.tasks import Task
 from hypertune_mip.training import Loss, Record
 from hypertune_mip.trainings import Branches, Executor, FromHypernetwork, Recipe, Trainer
 from hypertune_mip.trainings.starts import Initialize, Starts
@@ -40,8 +42,9 @@ class Surrogate:
 
     Args:
         hypernet: Trained.
-        loss: What it was trained for; kept for verification against real training.
-        metric: Written for one setting: (model, batch) to 0-d means by name.
+        loss: What it was trained for, or the task; kept for verification against real training.
+        metric: Written for one setting: (model, batch) to 0-d means over the batch by name, `metrics.whole_set(...)`,
+            or a list of both; None takes the task's.
         val_loader: Validation data; see `Evaluator` for how it is kept.
         history: One record an epoch, from training.
         execution: How the settings of a step ran in training: the way, what others took, whether it was captured.
@@ -50,11 +53,15 @@ class Surrogate:
         train_loader: What it was trained on; kept for verification, as is `loss`.
         recipe: How a single network would be trained; None takes as many epochs as in `history`.
         memory_budget: Bytes that settings evaluated at once may take; None is 32 MiB on a CPU and 1 GiB on CUDA.
+        directions: By metric "maximize", where large values are the better ones, or "minimize", as it is where nothing
+            is said.
         reports: On real trainings.
         correction: How it is calibrated by the first of its reports; None is not.
-        evaluator: Of `hypernet`, in place of metric, validation data and memory budget, where these are read already.
+        evaluator: Of `hypernet`, in place of metric, validation data, memory budget and directions, where these are
+            read already.
 
     Raises:
+        SpaceError: If a direction is none, or of a metric that is unknown.
         DataError: If `metric` or `val_loader` is there without the other, or beside an evaluator; or the memory budget
             is no whole number.
     """
@@ -63,7 +70,7 @@ class Surrogate:
         self,
         hypernet: HyperNetwork,
         *,
-        loss: Loss | None = None,
+        loss: Loss | Task | None = None,
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
         history: Sequence[Record] = (),
@@ -72,11 +79,14 @@ class Surrogate:
         train_loader: Iterable[Any] | None = None,
         recipe: Recipe | None = None,
         memory_budget: int | None = None,
+        directions: Mapping[str, Direction] | None = None,
         reports: Sequence[TrustReport] = (),
         correction: Correction | None = None,
         evaluator: Evaluator | None = None,
     ) -> None:
         """See the class."""
+        if loss is not None:
+            loss, metric, directions = goal_of(loss, metric, directions, val_loader)
         if memory_budget is not None:
             memory_budget = whole_number("memory_budget", memory_budget, low=0, error=DataError)
         self.hypernet = hypernet.eval()
@@ -88,10 +98,11 @@ class Surrogate:
         self.recipe = recipe
         self.reports = tuple(reports)
         """Of all verifications so far, in their order: `verify` adds to them."""
-        own = evaluator_of(hypernet, metric, val_loader, memory_budget=memory_budget)
+        own = evaluator_of(hypernet, metric, val_loader, memory_budget=memory_budget, directions=directions)
         if evaluator is not None and (own is not None or evaluator.hypernet is not hypernet):
             raise DataError("`evaluator` must be one of `hypernet`, and take the place of `metric` and `val_loader`.")
         self._evaluator = own if evaluator is None else evaluator
+        self._stated = checked_directions(directions)
         self._correction = correction
         self._calibrated: CalibratedEvaluator | None = None
         if correction is not None and self._evaluator is not None:
@@ -114,7 +125,7 @@ class Surrogate:
         hypernet = copy.deepcopy(self.hypernet).to(device)
         evaluator = calibrated = None
         if (own := self._evaluator) is not None:
-            evaluator = Evaluator(hypernet, own.metric, own.data.loader, memory_budget=own.memory_budget)
+            evaluator = own.on(hypernet)
             if self._calibrated is not None:
                 calibrated = CalibratedEvaluator(evaluator, self._calibrated.calibrations)
         return self._with(hypernet=hypernet, _evaluator=evaluator, _calibrated=calibrated)
@@ -147,6 +158,16 @@ class Surrogate:
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics."""
         return self._evaluate.names()
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Of all metrics, by name: "maximize" where that was stated, otherwise "minimize"."""
+        return self._evaluate.directions
+
+    @property
+    def stated_directions(self) -> dict[str, Direction]:
+        """Those of `directions` that were stated, which whoever searches this surrogate may not contradict."""
+        return dict(self._stated if self._evaluator is None else self._evaluator.stated_directions)
 
     @property
     def _evaluate(self) -> Evaluator:
@@ -226,10 +247,10 @@ class Surrogate:
         """
         return search.gradient(self._measure, self.space.unit_of(config), metric)
 
-    def minimize(
+    def optimize(
         self, metric: str, *, candidates: int = 512, starts: int = 8, steps: int = 30, seed: int = 0
     ) -> search.Optimum:
-        """The setting with the smallest metric: Sobol candidates, then batched descent from the best of them.
+        """The setting with the best metric, in its direction: Sobol candidates, then batched descent from the best.
 
         Args:
             metric: Name.
@@ -249,12 +270,14 @@ class Surrogate:
         steps = whole_number("steps", steps, low=0, error=SpaceError)
         seed = seed_number(seed, error=SpaceError)
         self.warn_of_doubts(metric, stacklevel=3)
-        return search.minimize(self._measure, metric, candidates=candidates, starts=starts, steps=steps, seed=seed)
+        return search.optimize(self._measure, metric, candidates=candidates, starts=starts, steps=steps, seed=seed)
 
     def pareto_front(
         self, metrics: Sequence[str], *, candidates: int = 1024, seed: int = 0, emulator: Emulator | None = None
     ) -> list[search.ParetoPoint]:
-        """Settings among `candidates` that no other one beats in every metric (all small), sorted by the first.
+        """Settings among `candidates` that no other one beats in every metric, each in its direction.
+
+        The best in the first metric comes first.
 
         Args:
             metrics: Names.
@@ -414,11 +437,11 @@ class Surrogate:
     ) -> TrustReport:
         """Train the plain network for real at a few settings, and report how well the surrogate foresaw the outcome.
 
-        Some of the settings are spread over the space, the others are the surrogate's best ones, its minimum first. The
+        Some of the settings are spread over the space, the others are the surrogate's best ones, its optimum first. The
         report joins `reports`, by which the surrogate knows its `doubts`, and from which `calibrated` learns.
 
         Args:
-            metric: What the report is about, small values being better; other metrics are measured along.
+            metric: What the report is about, in its direction; other metrics are measured along.
             settings: How many, S.
             best: How many of them are the surrogate's best; None is half. To calibrate, take 1: spread settings teach
                 more.
@@ -451,6 +474,7 @@ class Surrogate:
             configs,
             chosen,
             true,
+            direction=self.directions[metric],
             trainings=true[metric].size * trainer.recipe.epochs / self._own_recipe.epochs,
             seconds=trainer.seconds - before,
             unused=unused_hyperparameters(self.hypernet, trainer.loss, trainer.train_loader),
@@ -551,7 +575,7 @@ class Surrogate:
             "history": self.history,
             "execution": self.execution,
             "early": self.early,
-            "directions": {},
+            "directions": self.stated_directions,
             "reports": [report.to_dict() for report in self.reports],
             "correction": None if self._correction is None else dataclasses.asdict(self._correction),
         }
@@ -563,13 +587,14 @@ class Surrogate:
         folder: str | Path,
         network: nn.Module,
         *,
-        loss: Loss | None = None,
+        loss: Loss | Task | None = None,
         metric: Metric | None = None,
         val_loader: Iterable[Any] | None = None,
         train_loader: Iterable[Any] | None = None,
         recipe: Recipe | None = None,
         space: SearchSpace | None = None,
         device: str | torch.device = "cpu",
+        directions: Mapping[str, Direction] | None = None,
     ) -> Surrogate:
         """The surrogate that `save` wrote: `load(save(s))` answers as `s` does, with its intervals and reports.
 
@@ -586,6 +611,7 @@ class Surrogate:
             recipe: As in `Surrogate`.
             space: If given, it must be the saved one.
             device: Where to.
+            directions: As in `Surrogate`.
 
         Raises:
             StorageError: If the folder is damaged or foreign, or does not fit the network or the space.
@@ -602,6 +628,7 @@ class Surrogate:
             history=parts["history"],
             execution=parts["execution"],
             early=parts["early"],
+            directions=parts["directions"] if directions is None else directions,
             reports=[TrustReport.from_dict(report) for report in parts["reports"]],
             correction=None if correction is None else Correction(**correction),
         )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hypertune_mip.directions import Direction
 from hypertune_mip.errors import DataError, SpaceError
 from hypertune_mip.evaluation import Evaluator, Measure
 from hypertune_mip.space import Value
@@ -25,7 +26,7 @@ _APART = 0.02  # in some column: nearer to a setting that has been trained for r
 def settings_to_verify(
     measure: Measure, metric: str, settings: int, *, best: int | None, seed: int, known: Sequence[TrustReport] = ()
 ) -> tuple[list[dict[str, Value]], tuple[Chosen, ...]]:
-    """Configs, spread over the space first, then the best ones, the minimum first; and which is which.
+    """Configs, spread over the space first, then the best ones, the optimum first; and which is which.
 
     Those of `known` reports are not among the best again: they are what the surrogate is calibrated by. A space of few
     values may give fewer settings than are asked for.
@@ -52,6 +53,7 @@ def make_report(
     chosen: tuple[Chosen, ...],
     true: Mapping[str, np.ndarray],
     *,
+    direction: Direction,
     trainings: float,
     seconds: float,
     unused: tuple[str, ...],
@@ -61,6 +63,7 @@ def make_report(
     intervals = measure.intervals(units) if isinstance(measure, CalibratedEvaluator) else {}
     return TrustReport(
         metric=metric,
+        direction=direction,
         space=measure.space,
         configs=tuple(configs),
         chosen=chosen,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError
-from hypertune_mip.evaluation import Metric, ValidationData, mean_over_batches, named_scalars, to_device
+from hypertune_mip.evaluation import Metric, ValidationData, measured, to_device
 from hypertune_mip.evaluation.modes import gradients
 from hypertune_mip.nn import resolve
 from hypertune_mip.space import SearchSpace, Value
@@ -90,6 +90,7 @@ class Workshop:
         self._steps = total_steps(train_loader, recipe.epochs, recipe.schedule)
         self._described: dict[str, Any] = {}
         self._schedules: dict[str, Any] = {}
+        self._names: tuple[str, ...] = ()  # of the metrics, once something has been measured
 
     def on(self, device: str | torch.device) -> Workshop:
         """A copy that trains on another device."""
@@ -157,9 +158,7 @@ class Workshop:
 
     def measured_anew(self, network: nn.Module, finished: Finished) -> Finished:
         """What came out of a training if its network is measured now: the same, if it was measured on the same data."""
-        with forked_random_state(self.device), gradients(False):
-            names = named_scalars(self.metric, network, self._validation.largest)
-        if finished.measured_by == self._how_measured(names):
+        if self._names and finished.measured_by == self._how_measured(self._names):
             return finished
         metrics = {name: column[0] for name, column in self._measured(in_front(network)).items()}
         return finished._replace(metrics=metrics, measured_by=self._how_measured(metrics))
@@ -209,12 +208,10 @@ class Workshop:
 
     def _measured(self, run: RunFunction) -> dict[str, list[float]]:
         """Metrics of each network, by name."""
-
-        def measure(batch: Any) -> Any:
-            return run(lambda model, data: named_scalars(self.metric, model, data), batch)
-
         with forked_random_state(self.device), self._validation.own_random_state():
-            return {name: value.tolist() for name, value in mean_over_batches(measure, self._validation).items()}
+            values = measured(self.metric, run, self._validation)
+        self._names = tuple(values)
+        return {name: value.tolist() for name, value in values.items()}
 
     def _finished(self, networks: Networks, metrics: Mapping[str, list[float]], index: int, run: Run) -> Finished:
         tensors = {name: tensor.cpu().clone() for name, tensor in networks.tensors(index).items()}

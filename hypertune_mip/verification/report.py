@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from hypertune_mip.directions import Direction, checked_direction, sign
 from hypertune_mip.errors import SpaceError, StorageError
 from hypertune_mip.space import SearchSpace, Value
 from hypertune_mip.storage import load_json, save_json
@@ -51,7 +52,7 @@ class TrustReport:
     Figures are of `metric`; the others were measured along and are in `predicted` and `true`.
 
     Args:
-        metric: What the report is about; small values are the better ones.
+        metric: What the report is about.
         space: Of the configs.
         configs: The settings S, native values.
         chosen: For each setting whether it was spread over the space or is among the surrogate's best.
@@ -63,6 +64,7 @@ class TrustReport:
         low: By metric, lower ends of the surrogate's 90 % intervals, (S,); empty where it gives none.
         high: Upper ends.
         unused: Hyperparameters on whose value the training loss does not depend.
+        direction: Whether small or large values of the metric are the better ones.
     """
 
     metric: str
@@ -77,9 +79,11 @@ class TrustReport:
     low: Mapping[str, Float[np.ndarray, "S"]]
     high: Mapping[str, Float[np.ndarray, "S"]]
     unused: tuple[str, ...] = ()
+    direction: Direction = "minimize"
 
     def __post_init__(self) -> None:
         """Validate."""
+        checked_direction(self.direction, where="A report's direction")
         if self.metric not in self.predicted or self.metric not in self.true:
             raise SpaceError(f"The metric {self.metric!r} is unknown; the report holds {list(self.predicted)}.")
         sizes = {len(self.configs), len(self.chosen)} | {
@@ -95,7 +99,12 @@ class TrustReport:
 
     @cached_property
     def _pair(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.predicted[self.metric], self.true[self.metric].mean(1)
+        """Of predicted and true values, turned so that small ones are the better ones."""
+        return self._sign * self.predicted[self.metric], self._sign * self.true[self.metric].mean(1)
+
+    @property
+    def _sign(self) -> float:
+        return sign(self.direction)
 
     @cached_property
     def tau(self) -> Estimate:
@@ -115,12 +124,12 @@ class TrustReport:
     @cached_property
     def tau_ceiling(self) -> float:
         """Kendall's tau between seeds of real training; NaN for one seed."""
-        return statistics.ceiling(statistics.kendall, self.true[self.metric])
+        return statistics.ceiling(statistics.kendall, self._sign * self.true[self.metric])
 
     @cached_property
     def spearman_ceiling(self) -> float:
         """Spearman's rank correlation between seeds of real training; NaN for one seed."""
-        return statistics.ceiling(statistics.spearman, self.true[self.metric])
+        return statistics.ceiling(statistics.spearman, self._sign * self.true[self.metric])
 
     @cached_property
     def tau_better_half(self) -> Estimate:
@@ -144,9 +153,9 @@ class TrustReport:
 
     @cached_property
     def bias(self) -> float:
-        """Mean of prediction minus truth, on the metric's scale; below zero is optimistic."""
+        """Mean of prediction minus truth, on the metric's scale: optimistic below zero, or above where maximised."""
         predicted, true = self._pair
-        return float(np.nanmean(predicted - true)) if np.isfinite(true).any() else math.nan
+        return self._sign * float(np.nanmean(predicted - true)) if np.isfinite(true).any() else math.nan
 
     @cached_property
     def error(self) -> float:
@@ -168,7 +177,7 @@ class TrustReport:
         units = self.space.to_unit(list(self.configs)).numpy()
         columns = {name: units[:, column] for column, name in enumerate(self.space)}
         return {
-            name: Effect(response, *(statistics.spearman(columns[name], side) for side in self._pair))
+            name: Effect(response, *(self._sign * statistics.spearman(columns[name], side) for side in self._pair))
             for name, response in self.responses.items()
         }
 
@@ -211,9 +220,10 @@ class TrustReport:
 
     def __str__(self) -> str:
         """The report as a table."""
-        spread = self.chosen.count("spread")
+        spread, maximized = self.chosen.count("spread"), self.direction == "maximize"
+        about = f"{self.metric} (maximized)" if maximized else self.metric
         lines = [
-            f"Trust report: {self.metric} at {len(self.configs)} settings x {_count(self.seeds, 'seed')}"
+            f"Trust report: {about} at {len(self.configs)} settings x {_count(self.seeds, 'seed')}"
             f" ({spread} spread over the space, {len(self.chosen) - spread} at the surrogate's best),"
             f" {self.trainings:.3g} trainings, {self.seconds:.0f} s",
             "",
@@ -224,7 +234,7 @@ class TrustReport:
             _row("tau, better half", self.tau_better_half),
             f"{'regret':22}{self.regret:>8.1%}   of the truth's range",
             f"{'recall of the top':22}{self.recall:>8.0%}   {self.k} of {len(self.configs)}",
-            f"{'bias':22}{self.bias:>8.3g}   below zero: optimistic",
+            f"{'bias':22}{self.bias:>8.3g}   {'above' if maximized else 'below'} zero: optimistic",
             f"{'error':22}{self.error:>8.1%}   of the truth's range or size, median",
             f"{'coverage':22}{_or_dash(self.coverage, '.0%'):>8}   of 90 % intervals",
             "",
@@ -250,6 +260,7 @@ class TrustReport:
         """Plain values: `TrustReport.from_dict(report.to_dict())` is the same report."""
         return {
             "metric": self.metric,
+            "direction": self.direction,
             "space": self.space.to_json(),
             "configs": [dict(config) for config in self.configs],
             "chosen": list(self.chosen),
@@ -269,6 +280,7 @@ class TrustReport:
             }
             return cls(
                 metric=content["metric"],
+                direction=content["direction"],
                 space=SearchSpace.from_json(content["space"]),
                 configs=tuple(content["configs"]),
                 chosen=tuple(content["chosen"]),

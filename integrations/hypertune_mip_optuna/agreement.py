@@ -11,22 +11,43 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import BaseTrial
 
-from hypertune_mip import SearchSpace, SpaceError
+from hypertune_mip import SearchSpace, SpaceError, Surrogate
+from hypertune_mip.directions import Direction
 from hypertune_mip.space import Value
 
 
-def check_study(study: optuna.Study, space: SearchSpace, metrics: Sequence[str]) -> None:
-    """Raise SpaceError unless a study has one direction a metric and its trials come from `space`."""
+def check_study(study: optuna.Study, surrogate: Surrogate, metrics: Sequence[str]) -> None:
+    """Raise SpaceError unless a study has one direction a metric, that stated for it, and trials of the same space."""
     if len(study.directions) != len(metrics):
         raise SpaceError(
             f"A study needs one direction for each metric, but '{study.study_name}' has"
             f" {[direction.name.lower() for direction in study.directions]} for the metrics {list(metrics)}."
             " Pass as many metrics as directions, or create_study(directions=[...]) anew."
         )
+    check_directions(study, surrogate, metrics)
     for trial in study.get_trials(deepcopy=False):
-        check_distributions(trial.distributions, space, where=f"Trial {trial.number} of study '{study.study_name}'")
+        check_distributions(
+            trial.distributions, surrogate.space, where=f"Trial {trial.number} of study '{study.study_name}'"
+        )
+
+
+def check_directions(study: optuna.Study, surrogate: Surrogate, metrics: Sequence[str]) -> None:
+    """Raise SpaceError if a study wants the opposite of what was stated of a metric when the surrogate was made."""
+    stated = surrogate.stated_directions
+    for name, wanted in zip(metrics, directions_of(study), strict=True):
+        if stated.get(name, wanted) != wanted:
+            raise SpaceError(
+                f"Study '{study.study_name}' wants to {wanted} {name!r}, but the surrogate was told to {stated[name]}"
+                f' it. Create the study with direction="{stated[name]}", or state other `directions` for the surrogate.'
+            )
+
+
+def directions_of(study: optuna.Study) -> list[Direction]:
+    """A study's directions in words."""
+    return ["maximize" if each == StudyDirection.MAXIMIZE else "minimize" for each in study.directions]
 
 
 def check_distributions(suggested: Mapping[str, BaseDistribution], space: SearchSpace, *, where: str) -> None:

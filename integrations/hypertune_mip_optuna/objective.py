@@ -54,9 +54,9 @@ class SurrogateObjective:
             `{"accuracy": lambda metrics: 0.9 - metrics["accuracy"]}`. (Several processes need one that pickles.)
 
     Raises:
-        SpaceError: If a metric is unknown. When called: if the study has another number of directions, if one of its
-            trials suggested a hyperparameter from another distribution than the space's, or if a value, for example an
-            enqueued one, lies outside the space.
+        SpaceError: If a metric is unknown. When called: if the study has another number of directions, or one that the
+            surrogate's stated `directions` contradict, if one of its trials suggested a hyperparameter from another
+            distribution than the space's, or if a value, for example an enqueued one, lies outside the space.
         DataError: If the surrogate has no validation data.
 
     Warns:
@@ -119,7 +119,7 @@ class SurrogateObjective:
     def check(self, study: optuna.Study) -> None:
         """Raise SpaceError if a study does not fit; looks at the trials of each study once, when it first meets it."""
         if study not in self._checked:
-            check_study(study, self.surrogate.space, self.metrics)
+            check_study(study, self.surrogate, self.metrics)
             self._checked.add(study)
 
     def outcome(self, measured: Mapping[str, float]) -> Outcome:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from tqdm.auto import tqdm
 
@@ -19,6 +18,7 @@ from hypertune_mip.arguments import whole_number
 from hypertune_mip.evaluation import Emulator
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.screen import screened
+from hypertune_mip_optuna.agreement import directions_of
 from hypertune_mip_optuna.objective import Constraint, Outcome, SurrogateObjective
 
 
@@ -88,7 +88,7 @@ def prefill(
             n,
             candidates=100 * n if candidates is None else candidates,
             seed=seed,
-            maximize=[direction == StudyDirection.MAXIMIZE for direction in study.directions],
+            directions=directions_of(study),
             feasible=lambda values: _feasible(objective, values),
         )
     measured = surrogate.evaluate_units(units, progress=progress)

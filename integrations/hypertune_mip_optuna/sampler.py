@@ -18,13 +18,14 @@ import optuna
 import torch
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from hypertune_mip import HypertuneWarning, SpaceError, Surrogate
+from hypertune_mip.directions import Direction
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.proposal import Proposer
+from hypertune_mip_optuna.agreement import check_directions, directions_of
 
 _PROPOSAL = "hypertune_mip:proposal"
 _RESULT = (TrialState.COMPLETE, TrialState.FAIL)
@@ -55,7 +56,7 @@ class SurrogateSampler(BaseSampler):
         seed: Of the surrogate's proposals, and of the default inner sampler.
 
     Raises:
-        SpaceError: If the metric is unknown.
+        SpaceError: If the metric is unknown; in a study, if the surrogate's stated `directions` contradict its own.
         OptionError: If a number is too small.
         MissingExtraError: If BoTorch is not installed.
 
@@ -156,6 +157,7 @@ class SurrogateSampler(BaseSampler):
 
     def _proposal(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Value]:
         """The config that the surrogate proposes for a trial, the same whenever asked; empty if it takes no part."""
+        check_directions(study, self.proposer.surrogate, [self.proposer.metric])
         key = (study.study_name, trial.number)
         with _ONE_AT_A_TIME:
             if key not in self._proposals:
@@ -168,9 +170,9 @@ class SurrogateSampler(BaseSampler):
         if self._doubts(study, tried, values, pending) is not None:
             return {}
         for _ in range(ahead):
-            theirs = self.proposer.propose(tried, values, pending, maximize=_maximized(study))
+            theirs = self.proposer.propose(tried, values, pending, direction=_direction(study))
             pending = torch.cat([pending, theirs])
-        unit = self.proposer.propose(tried, values, pending, maximize=_maximized(study))
+        unit = self.proposer.propose(tried, values, pending, direction=_direction(study))
         config = self.proposer.space.from_unit(unit)[0]
         study._storage.set_trial_system_attr(trial._trial_id, _PROPOSAL, config)
         return config
@@ -206,7 +208,7 @@ class SurrogateSampler(BaseSampler):
 
     def _doubts(self, study: optuna.Study, tried: Tensor, values: Tensor, pending: Tensor) -> str | None:
         """Why the surrogate takes no part; said once."""
-        doubts = self.proposer.doubts(tried, values, maximize=_maximized(study))
+        doubts = self.proposer.doubts(tried, values, direction=_direction(study))
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len(finished) >= self.proposer.gate_after and not len(tried) and not len(pending):
             doubts = (
@@ -224,5 +226,6 @@ class SurrogateSampler(BaseSampler):
         return doubts
 
 
-def _maximized(study: optuna.Study) -> bool:
-    return study.direction == StudyDirection.MAXIMIZE
+def _direction(study: optuna.Study) -> Direction:
+    (direction,) = directions_of(study)
+    return direction

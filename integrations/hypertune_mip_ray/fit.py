@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -18,9 +18,17 @@ from torch.utils.data import DataLoader
 
 from hypertune_mip import HyperNetwork, OptionError, SearchSpace, Surrogate
 from hypertune_mip import fit as fit_in_one_process
+from hypertune_mip.directions import Direction
 from hypertune_mip.evaluation import Metric
-from hypertune_mip.surrogate.arguments import as_hypernetwork, check_functions, check_validation, evaluator_of
+from hypertune_mip.surrogate.arguments import (
+    as_hypernetwork,
+    check_functions,
+    check_validation,
+    evaluator_of,
+    goal_of,
+)
 from hypertune_mip.surrogate.fit import finished
+from hypertune_mip.tasks import Task
 from hypertune_mip.training import Loss, Options
 from hypertune_mip.training.checkpoint import load_result
 from hypertune_mip.training.keywords import TrainingKeywords, check_names, takes_options
@@ -58,7 +66,7 @@ _NOTES = {
 @takes_options(TrainingKeywords.__annotations__, notes=_NOTES)
 def fit(
     network: HyperNetwork | nn.Module,
-    loss: Loss,
+    loss: Loss | Task,
     train_loader: DataLoader[Any] | LoaderFactory | ray.data.Dataset,
     *,
     space: SearchSpace | None = None,
@@ -69,6 +77,7 @@ def fit(
     shuffle_buffer: int | None = None,
     metric: Metric | None = None,
     val_loader: Iterable[Any] | None = None,
+    directions: Mapping[str, Direction] | None = None,
     checkpoint_every: int | None = None,
     **options: Unpack[TrainingKeywords],
 ) -> Surrogate:
@@ -101,6 +110,7 @@ def fit(
         shuffle_buffer: For a `ray.data.Dataset` only: examples among which the order is drawn anew each epoch.
         metric: As in `hypertune_mip.fit`.
         val_loader: Validation data, for the first worker.
+        directions: As in `hypertune_mip.fit`.
         checkpoint_every: Epochs between checkpoints. None waits until half a minute has passed, since Ray takes in one
             every two seconds at most. After the last epoch there is one in any case.
         **options: How to train; `hypertune_mip.training.Options` declares each.
@@ -120,6 +130,7 @@ def fit(
     """
     check_names(fit, options, elsewhere=_ELSEWHERE)
     hypernet = as_hypernetwork(network, space)
+    loss, metric, directions = goal_of(loss, metric, directions, val_loader)
     check_functions(loss, metric)
     check_validation(metric, val_loader)
     asked = Options(**options)
@@ -137,6 +148,7 @@ def fit(
         data.of_worker,
         metric,
         val_loader,
+        directions,
         chosen,
         folder,
         checkpoint_seconds=_PAUSE if checkpoint_every is None else 0.0,
@@ -178,7 +190,7 @@ def _fit_there(job: Job, storage: RunConfig, data: Data, scaling: ScalingConfig,
         job.options,
         loss=job.loss,
         train_loader=data.of_driver,
-        evaluator=evaluator_of(job.hypernet, job.metric, job.val_loader),
+        evaluator=evaluator_of(job.hypernet, job.metric, job.val_loader, directions=job.directions),
         stacklevel=4,
     )
 
@@ -197,7 +209,13 @@ def _fit_here(job: Job, storage: RunConfig, data: Data, *, progress: bool) -> Su
     def here() -> Surrogate:
         loader = own_loader(job.train_loader, rank=0, world_size=1, seed=job.options.seed)
         return fit_in_one_process(
-            job.hypernet, job.loss, loader, metric=job.metric, val_loader=job.val_loader, **options
+            job.hypernet,
+            job.loss,
+            loader,
+            metric=job.metric,
+            val_loader=job.val_loader,
+            directions=job.directions,
+            **options,
         )
 
     trainer: Any = ray.train.torch.TorchTrainer(

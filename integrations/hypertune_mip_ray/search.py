@@ -13,11 +13,14 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from hypertune_mip import SpaceError, StorageError, Surrogate
+from hypertune_mip.directions import Direction
+from hypertune_mip.evaluation import check_metric
 from hypertune_mip.storage import load_json, save_json
 from hypertune_mip_optuna import SurrogateSampler
 from hypertune_mip_ray.domains import distribution
 
 _KIND = "Ray Tune search"
+_MODES: dict[Direction, Literal["min", "max"]] = {"minimize": "min", "maximize": "max"}
 
 
 class SurrogateSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
@@ -30,7 +33,7 @@ class SurrogateSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
     Args:
         surrogate: Trained on the hyperparameters that are to come from it.
         metric: The surrogate's metric, which trials report under the same name.
-        mode: "min" or "max".
+        mode: "min" or "max"; None is the metric's direction.
         others: Domains of Ray Tune, or Optuna's distributions, of what the surrogate does not know, such as a learning
             rate; the inner sampler proposes them.
         inner: As in `SurrogateSampler`.
@@ -38,7 +41,8 @@ class SurrogateSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
         **options: Of `SurrogateSampler`.
 
     Raises:
-        SpaceError: If the metric is unknown, or a name in `others` is the surrogate's.
+        SpaceError: If the metric is unknown, `mode` contradicts its stated direction, or a name in `others` is the
+            surrogate's.
         OptionError: If a number is too small.
         MissingExtraError: If BoTorch is not installed.
     """
@@ -47,7 +51,7 @@ class SurrogateSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
         self,
         surrogate: Surrogate,
         metric: str,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         *,
         others: Mapping[str, Domain | BaseDistribution] | None = None,
         inner: BaseSampler | None = None,
@@ -55,8 +59,17 @@ class SurrogateSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
         **options: Any,
     ) -> None:
         """See the class."""
-        if mode not in ("min", "max"):
+        check_metric(metric, surrogate.metrics)
+        if mode is None:
+            mode = _MODES[surrogate.directions[metric]]
+        if mode not in _MODES.values():
             raise SpaceError(f'`mode` must be "min" or "max", but got {mode!r}.')
+        stated = surrogate.stated_directions.get(metric)
+        if stated is not None and _MODES[stated] != mode:
+            raise SpaceError(
+                f'`mode="{mode}"` contradicts the direction that the surrogate was told for {metric!r}, "{stated}".'
+                " Leave `mode` out, or state other `directions` for the surrogate."
+            )
         known = [name for name in others or {} if name in surrogate.space]
         if known:
             raise SpaceError(f"`others` names {known}, which the surrogate's space holds already.")

@@ -16,7 +16,7 @@ def trainable(surrogate: Surrogate, metrics: str | Sequence[str]) -> Any:
 
     The surrogate goes to Ray's object store once, and each actor that runs trials takes it from there; with
     `TuneConfig(reuse_actors=True)` an actor serves many trials. A trial costs Ray more than the surrogate takes: for
-    thousands of settings use `evaluate_batch`, or `Surrogate.minimize`.
+    thousands of settings use `evaluate_batch`, or `Surrogate.optimize`.
 
     Args:
         surrogate: With validation data.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import ray.train.torch
 from torch.utils.data import DataLoader
 
 from hypertune_mip import HyperNetwork, HypertuneError, HypertuneWarning, StorageError
+from hypertune_mip.directions import Direction
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.surrogate.arguments import evaluator_of
 from hypertune_mip.training import Loss, Options, train
@@ -36,6 +37,7 @@ class Job:
         train_loader: To divide, or a function that makes each worker's own.
         metric: For validation.
         val_loader: For validation.
+        directions: Of the metrics.
         options: How to train.
         folder: Of the run.
         checkpoint_seconds: Time between checkpoints at least.
@@ -46,6 +48,7 @@ class Job:
     train_loader: DataLoader[Any] | LoaderFactory
     metric: Metric | None
     val_loader: Iterable[Any] | None
+    directions: Mapping[str, Direction]
     options: Options
     folder: RunFolder
     checkpoint_seconds: float
@@ -75,7 +78,8 @@ def _train(job: Job, sender: Sender) -> None:
     loader = own_loader(job.train_loader, context.get_world_rank(), context.get_world_size(), seed=job.options.seed)
     strategy = RayStrategy(loader, job.checkpoint_seconds)
     hypernet = job.hypernet.to(ray.train.torch.get_device())
-    evaluator = evaluator_of(hypernet, job.metric, job.val_loader) if strategy.rank == 0 else None
+    own = strategy.rank == 0
+    evaluator = evaluator_of(hypernet, job.metric, job.val_loader, directions=job.directions) if own else None
     options = dataclasses.replace(
         job.options, callbacks=[*job.options.callbacks, lambda r: sender.progress(r["epoch"], r["loss"])]
     )

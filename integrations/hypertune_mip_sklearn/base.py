@@ -25,6 +25,7 @@ from torch.optim.swa_utils import update_bn
 
 import hypertune_mip as ht
 from hypertune_mip.arguments import whole_number
+from hypertune_mip.directions import Direction, checked_directions, sign
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.training import Loss, Options
 from hypertune_mip.trainings import AnyConfig
@@ -78,8 +79,9 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         "space": [Mapping, None],
         "config": [Mapping, None],
         "loss": [callable, None],
-        "metric": [callable, None],
+        "metric": [callable, ht.metrics.WholeSet, list, tuple, None],
         "objective": [str],
+        "directions": [Mapping, None],
         "epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -101,6 +103,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         loss: Loss | None = None,
         metric: Metric | None = None,
         objective: str = "loss",
+        directions: Mapping[str, Direction] | None = None,
         head: Any = None,
         epochs: int | Literal["auto"] = "auto",
         batch_size: int | Literal["auto"] = "auto",
@@ -120,6 +123,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         self.loss = loss
         self.metric = metric
         self.objective = objective
+        self.directions = directions
         self.head = head
         self.epochs = epochs
         self.batch_size = batch_size
@@ -235,6 +239,10 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             DefaultMetric(self._classes) if self.metric is None else self.metric,
         )
 
+    @property
+    def _objective_sign(self) -> float:
+        return sign(checked_directions(self.directions).get(self.objective, "minimize"))
+
     def _epochs(self, batches: Batches) -> int:
         if self.epochs != "auto":
             return int(self.epochs)
@@ -268,7 +276,8 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         loss, metric = self._goal()
         judged: dict[str, Any] = {}
         if validation is not None:
-            judged = {"metric": metric, "val_loader": Batches(chosen_rows(rows, validation), _ROWS, shuffle=False)}
+            batches = Batches(chosen_rows(rows, validation), _ROWS, shuffle=False)
+            judged = {"metric": metric, "val_loader": batches, "directions": self.directions}
 
         def each_epoch(record: dict[str, Any]) -> bool:
             epoch = context.subcontext(task_name="epoch").call_on_fit_task_begin(estimator=self)
@@ -319,14 +328,14 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
             if report.trusted():
                 self.surrogate_ = self.surrogate_.calibrated(report)
             else:
-                true = report.true[self.objective].mean(1)
+                true = self._objective_sign * report.true[self.objective].mean(1)
                 if not np.isfinite(true).any():
                     raise ht.TrainingError("All real trainings of `verify` diverged. Try a smaller learning rate.")
                 best = int(np.nanargmin(true))
                 self.best_config_, self.best_score_ = dict(report.configs[best]), -float(true[best])
                 return
-        optimum = self.surrogate_.minimize(self.objective, **_SEARCH, seed=seed % 1000)
-        self.best_config_, self.best_score_ = optimum.config, -optimum.value
+        optimum = self.surrogate_.optimize(self.objective, **_SEARCH, seed=seed % 1000)
+        self.best_config_, self.best_score_ = optimum.config, -self._objective_sign * optimum.value
 
     def _trained(self, rows: Mapping[str, Tensor], seed: int, refit: str) -> nn.Module:
         """A network trained at the best setting on all rows, from scratch or from what the hypernetwork makes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor
 
+from hypertune_mip.directions import Direction
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.training import Loss
 from hypertune_mip_sklearn.base import Config, HyperTuneEstimator, Space
@@ -35,8 +37,11 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         config: One setting to take instead of searching; with `refit="retrain"` a network is trained there in the
             ordinary way, without a hypernetwork.
         loss: (model, batch, config) to a 0-d tensor; a batch is a dict with "x", "y" and, where given, "weight".
-        metric: (model, batch) to a dict of 0-d tensors. None is "loss", the cross-entropy, and "error".
-        objective: The metric that the best setting minimises.
+        metric: (model, batch) to a dict of 0-d tensors, `ht.metrics.whole_set(...)`, or a list of both. None is "loss",
+            the cross-entropy, and "error".
+        objective: The metric that is best at the best setting.
+        directions: By metric "maximize", where large values are the better ones, or "minimize", as it is where nothing
+            is said.
         head: Of the hypernetwork, such as `ht.RankOne()`.
         epochs: Passes over the data; "auto" is about 750 steps. To finish a network takes 0.3 of them.
         batch_size: Of each setting; "auto" is a tenth of the data, from 16 to 256. Where there are rows enough, the
@@ -55,7 +60,8 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
 
     Attributes:
         best_config_: The setting of the network that predicts, unless `set_config` has changed it.
-        best_score_: Minus the objective there, on validation data; with `config`, NaN.
+        best_score_: The objective there, on validation data, with a minus where small values are better; with `config`,
+            NaN.
         surrogate_: What answers for any setting (`ht.Surrogate`); with `config` it has no validation data to measure
             by, and with `refit="retrain"` as well there is none.
         module_: The network.
@@ -89,6 +95,7 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         loss: Loss | None = None,
         metric: Metric | None = None,
         objective: str = "loss",
+        directions: Mapping[str, Direction] | None = None,
         head: Any = None,
         epochs: int | Literal["auto"] = "auto",
         batch_size: int | Literal["auto"] = "auto",
@@ -110,6 +117,7 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
             loss=loss,
             metric=metric,
             objective=objective,
+            directions=directions,
             head=head,
             epochs=epochs,
             batch_size=batch_size,

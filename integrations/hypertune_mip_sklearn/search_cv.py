@@ -66,7 +66,7 @@ class HyperTuneSearchCV(BaseSearchCV):  # type: ignore[misc]  # scikit-learn shi
             hypernetwork's.
         best_params_: For `estimator.set_params`: `config`, and what the outer study has found.
         best_config_: The setting.
-        best_score_: Its mean score; with `scoring=None`, minus the objective.
+        best_score_: Its mean score; with `scoring=None`, the objective, minus it where small values are better.
         best_index_: Its row.
         best_estimator_: The estimator with `best_params_`, fitted to all data.
         study_: The outer study, or None. Its parameters are indices where choices were a list; a trial's user
@@ -247,7 +247,8 @@ class HyperTuneSearchCV(BaseSearchCV):  # type: ignore[misc]  # scikit-learn shi
             results |= {f"mean_{key}": times.mean(1), f"std_{key}": times.std(1)}
         self.cv_results_ = results
         best = np.flatnonzero(mean == np.nanmax(mean))
-        self.best_index_ = int(best[np.argmin(results["mean_objective"][best])])  # a score that counts errors ties
+        objective = _last(self.estimator)._objective_sign * results["mean_objective"]
+        self.best_index_ = int(best[np.argmin(objective[best])])  # a score that counts errors ties
         self.best_score_ = float(mean[self.best_index_])
         self.best_params_ = results["params"][self.best_index_]
         self.best_config_ = self.best_params_[f"{prefix}config"]
@@ -348,7 +349,7 @@ def _fold(
     units = surrogate.space.sample(candidates, seed=seed % 2**16)
     configs = surrogate.space.from_unit(units)
     objectives = surrogate.evaluate_units(units)[last.objective]
-    scores = -objectives
+    scores = -last._objective_sign * objectives
     if scorer is not None:
         own = {name: _safe_indexing(value, test) for name, value in score_params.items()}
         known_steps = [] if steps is None else [("steps", FunctionTransformer(_Remembered(steps, x_test, table_test)))]

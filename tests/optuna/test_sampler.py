@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import hypertune_mip as ht
+from hypertune_mip.directions import Direction
 from hypertune_mip.surrogate.proposal import Proposer
 from hypertune_mip.surrogate.search import diverse_best
 from hypertune_mip_optuna import SurrogateSampler
@@ -61,7 +62,7 @@ def test_the_surrogates_best_come_first_and_lie_apart(surrogate: ht.Surrogate) -
     best = diverse_best(surrogate._measure, "loss", 4, candidates=CANDIDATES, seed=0)
     proposed = SPACE.to_unit([trial.params for trial in study.trials])
     torch.testing.assert_close(proposed, best, rtol=0, atol=1e-12)
-    assert study.trials[0].value == pytest.approx(surrogate.minimize("loss", candidates=CANDIDATES).value, rel=1e-3)
+    assert study.trials[0].value == pytest.approx(surrogate.optimize("loss", candidates=CANDIDATES).value, rel=1e-3)
 
 
 def test_settings_are_spread_until_results_suffice(surrogate: ht.Surrogate) -> None:
@@ -79,7 +80,7 @@ def test_every_fifth_trial_explores(surrogate: ht.Surrogate) -> None:
 def test_results_move_the_search_to_where_the_surrogate_is_wrong(surrogate: ht.Surrogate) -> None:
     """Real values are the surrogate's plus a bowl, whose sum has its minimum elsewhere."""
     scale = float(np.ptp(surrogate.evaluate_units(SPACE.sample(64))["loss"]))
-    low = surrogate.minimize("loss").config
+    low = surrogate.optimize("loss").config
     center = {name: 0.2 if low[name] > 0.5 else 0.8 for name in low}
 
     def real(config: dict[str, float]) -> float:
@@ -115,19 +116,19 @@ def test_a_surrogate_that_is_wrong_steps_aside(surrogate: ht.Surrogate) -> None:
     assert len(study.trials) == 17
 
 
-@pytest.mark.parametrize("maximize", [False, True])
-def test_a_surrogate_whose_favourite_is_bad_steps_aside(surrogate: ht.Surrogate, maximize: bool) -> None:
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_surrogate_whose_favourite_is_bad_steps_aside(surrogate: ht.Surrogate, direction: Direction) -> None:
     """It ranks all settings rightly but one: the one that it likes best is the worst."""
     tried = SPACE.sample(16)
     values = torch.from_numpy(surrogate.evaluate_units(tried)["loss"]).double()
     proposer = Proposer(surrogate, "loss")
-    assert proposer.doubts(tried, values, maximize=maximize) is None
-    best, worst = (values.argmax(), values.min()) if maximize else (values.argmin(), values.max())
+    assert proposer.doubts(tried, values, direction=direction) is None
+    best, worst = (values.argmax(), values.min()) if direction == "maximize" else (values.argmin(), values.max())
     values[best] = worst
-    doubts = proposer.doubts(tried, values, maximize=maximize)
+    doubts = proposer.doubts(tried, values, direction=direction)
     assert doubts is not None
     assert re.search(r"Of 16 results the one that it ranks first .* by 100% .* above 50%", doubts)
-    assert Proposer(surrogate, "loss", max_regret=1.0).doubts(tried, values, maximize=maximize) is None
+    assert Proposer(surrogate, "loss", max_regret=1.0).doubts(tried, values, direction=direction) is None
 
 
 def test_a_report_with_doubts_counts_from_the_start() -> None:

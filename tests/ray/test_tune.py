@@ -78,7 +78,7 @@ def test_real_trials_are_proposed_by_the_surrogate(surrogate: ht.Surrogate, tmp_
     )
     first = results(tuner, tmp_path)[0]
     assert set(first.config) == {"decay", "dropout", "learning_rate"}
-    best = surrogate.minimize("error")
+    best = surrogate.optimize("error")
     assert surrogate.evaluate({n: first.config[n] for n in surrogate.space})["error"] <= best.value * 1.05
 
 
