@@ -5,6 +5,7 @@ from hypertune_mip.evaluation.emulator import Emulator, EmulatorAccuracy
 from hypertune_mip.evaluation.evaluator import Evaluator, Measure, check_metric
 from hypertune_mip.evaluation.metrics import mean_over_batches, measured, named_scalars
 from hypertune_mip.evaluation.modes import evaluating, gradients
+from hypertune_mip.evaluation.sampling import standard_errors
 from hypertune_mip.evaluation.turned import Turned
 from hypertune_mip.metrics import Metric
 
@@ -23,5 +24,6 @@ __all__ = [
     "mean_over_batches",
     "measured",
     "named_scalars",
+    "standard_errors",
     "to_device",
 ]

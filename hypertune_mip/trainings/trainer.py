@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,18 +38,23 @@ class Branches:
     Args:
         configs: Native values, S of them.
         metrics: By name, on the validation data, (S,); NaN where a training diverged.
-        networks: Plain, in evaluation mode.
         cost: Of all, in trainings with the whole recipe.
         share: Of the recipe that each took.
         start: The branch point.
+        make: Makes the plain network of one of them, by its index.
     """
 
     configs: tuple[dict[str, Value], ...]
     metrics: Mapping[str, Float[np.ndarray, "S"]]
-    networks: tuple[nn.Module, ...]
     cost: float
     share: float
     start: BranchPoint
+    make: Callable[[int], nn.Module]
+
+    @cached_property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Plain, in evaluation mode, S of them; they are made on first use."""
+        return tuple(self.make(index) for index in range(len(self.configs)))
 
     def __repr__(self) -> str:
         """How many, from where, and what they cost."""
@@ -251,7 +257,7 @@ class Trainer:
         return Branches(
             configs=tuple(own),
             metrics={n: np.array([f.metrics[n] for f in finished]) for n in (finished[0].metrics if finished else ())},
-            networks=tuple(self._stored_network(run) for run in runs),
+            make=lambda index: self._stored_network(runs[index]),
             cost=len(own) * self._workshop.share_of(share),
             share=share,
             start=point,
@@ -274,6 +280,33 @@ class Trainer:
         run = Run(own, seed_number(seed, error=OptionError), True, SCRATCH, 1.0)
         self._finished([run], keep=True, progress=False)
         return self._stored_network(run)
+
+    def standard_errors(self, network: nn.Module) -> dict[str, float]:
+        """Of a network's metrics, by name: how far they would be off on other validation data of the same size.
+
+        By leaving tenths of the examples out in turn; NaN where examples cannot be told apart, or are too few.
+
+        Args:
+            network: Plain, on the device where it was trained.
+        """
+        return self._workshop.standard_errors(network)
+
+    def seconds_of_training(self, config: Config, *, steps: int | None = None) -> float:
+        """What one training from scratch by the whole recipe would take by itself, from the time of some steps.
+
+        Args:
+            config: Native values.
+            steps: Of the whole recipe, where the loader has no length.
+
+        Raises:
+            SpaceError: If the config does not fit the space, or there are several.
+            OptionError: If `steps` is missing.
+        """
+        (own,) = self.space.from_unit(self.space.unit_of(config))
+        count = self._workshop.steps if steps is None else steps
+        if count is None:
+            raise OptionError("The training loader has no length: pass `steps`, of the whole recipe.")
+        return count * self._workshop.seconds_of_step(Run(own, 0, True, SCRATCH, 1.0))
 
     def _finished(self, runs: list[Run], *, keep: bool, progress: bool) -> list[Finished]:
         """What came out of each, of those that were finished before as well."""

@@ -9,13 +9,15 @@ import math
 import time
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import islice
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
 from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError
-from hypertune_mip.evaluation import Metric, ValidationData, measured, to_device
+from hypertune_mip.evaluation import Metric, ValidationData, measured, standard_errors, to_device
 from hypertune_mip.evaluation.modes import gradients
 from hypertune_mip.nn import resolve
 from hypertune_mip.space import SearchSpace, Value
@@ -37,6 +39,7 @@ from hypertune_mip.trainings.starts import Starts, digest
 from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Together
 from hypertune_mip.trees import tensors_of
 
+_TIMED = 24  # steps
 _SEED_STRIDE = 1_000_003  # keeps the random states of (seed, epoch) pairs apart
 
 
@@ -56,6 +59,7 @@ class Workshop:
         device: Where to train.
 
     Attributes:
+        steps: Of the whole recipe; None where the loader has no length.
         stacked: Whether networks are trained as a stack, as far as is known: the first try tells.
         seconds: That training took so far.
     """
@@ -87,7 +91,7 @@ class Workshop:
         self.seconds = 0.0
         self._network = network
         self._validation = ValidationData(val_loader, device)
-        self._steps = total_steps(train_loader, recipe.epochs, recipe.schedule)
+        self.steps = total_steps(train_loader, recipe.epochs, recipe.schedule)
         self._described: dict[str, Any] = {}
         self._schedules: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()  # of the metrics, once something has been measured
@@ -123,13 +127,13 @@ class Workshop:
 
     def share_of(self, share: float) -> float:
         """What a training of that share of the recipe really takes of it, in whole steps or epochs."""
-        return self._limit(share) / (self.recipe.epochs if self._steps is None else self._steps)
+        return self._limit(share) / (self.recipe.epochs if self.steps is None else self.steps)
 
     def about(self, run: Run) -> dict[str, Any]:
         """All that makes a training, in plain values: two that are alike end in the same network."""
         if run.start not in self._described:
             self._described[run.start] = self.starts[run.start].description()
-        steps = None if self._steps is None else self._limit(run.share)
+        steps = None if self.steps is None else self._limit(run.share)
         trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
         return {
             "config": dict(run.config),
@@ -163,6 +167,26 @@ class Workshop:
         metrics = {name: column[0] for name, column in self._measured(in_front(network)).items()}
         return finished._replace(metrics=metrics, measured_by=self._how_measured(metrics))
 
+    def standard_errors(self, network: nn.Module) -> dict[str, float]:
+        """Of the metrics of a finished network, by name, from so many validation examples; see `standard_errors`."""
+        with forked_random_state(self.device), self._validation.own_random_state():
+            return standard_errors(self.metric, in_front(network), self._validation)
+
+    def seconds_of_step(self, run: Run) -> float:
+        """What one step of a training takes when it runs by itself, data and all; nothing is kept of it."""
+        (start,) = self._networks_to_start([run])
+        network = Alone(start, run.config, self.space, self.recipe, self.device, self.steps)
+        times: list[float] = []
+        with forked_random_state(self.device), gradients(True):
+            begin = time.perf_counter()
+            for batch in islice(self._batches(run.seed, self._limit(1.0)), _TIMED):
+                network.step(self.loss, batch)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                times.append(time.perf_counter() - begin)
+                begin = time.perf_counter()
+        return median(times[len(times) // 3 :])  # the first ones are slower
+
     def _networks_to_start(self, together: Together) -> list[nn.Module]:
         """A network to start from for each run; those that start alike share one."""
         made: dict[Hashable, nn.Module] = {}
@@ -179,7 +203,7 @@ class Workshop:
         """Train runs of one seed, start and share together, and measure them."""
         first, configs = together[0], [run.config for run in together]
         limit = self._limit(first.share)
-        total = None if self._steps is None else limit
+        total = None if self.steps is None else limit
         networks: Alone | Stack
         if len(together) == 1:
             networks = Alone(starts[0], configs[0], self.space, self.recipe, self.device, total)
@@ -196,12 +220,12 @@ class Workshop:
     def _batches(self, seed: int, limit: int) -> Iterator[Any]:
         """Of a training, on the device: so many steps, or epochs where the loader has no length."""
         steps = 0
-        for epoch in range(self.recipe.epochs if self._steps is not None else limit):
+        for epoch in range(self.recipe.epochs if self.steps is not None else limit):
             set_seed(seed * _SEED_STRIDE + epoch, self.train_loader, self.device)
             for batch in self.train_loader:
                 yield to_device(batch, self.device)
                 steps += 1
-                if self._steps is not None and steps == limit:
+                if self.steps is not None and steps == limit:
                     return
         if not steps:
             raise DataError("The training loader gave no batch. Pass a DataLoader or a list of batches.")
@@ -233,7 +257,7 @@ class Workshop:
 
     def _limit(self, share: float) -> int:
         """Steps of a share of the recipe, or epochs where the loader has no length."""
-        return max(1, round(share * (self.recipe.epochs if self._steps is None else self._steps)))
+        return max(1, round(share * (self.recipe.epochs if self.steps is None else self.steps)))
 
 
 def _digest(config: Mapping[str, Value], seed: int) -> str:

@@ -1,0 +1,75 @@
+"""How sure a metric of one network is, from so many validation examples: a jackknife that leaves groups of them out.
+
+Reference: Shao and Tu, The Jackknife and Bootstrap, Springer 1995, section 2.3: the variance of a statistic is
+(G - 1) / G times the sum of squared distances of its G values, each without one of G groups, from their mean.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypertune_mip.errors import DataError
+from hypertune_mip.evaluation.data import ValidationData, batch_size
+from hypertune_mip.evaluation.metrics import Run, measured
+from hypertune_mip.metrics import Metric
+from hypertune_mip.trees import leaves, mapped
+
+GROUPS = 10
+"""Into how many the examples are divided."""
+_ALIKE = (int, float, str, bytes, type(None))  # what stands in a batch for all of its examples
+
+
+def standard_errors(metric: Metric, run: Run, data: ValidationData) -> dict[str, float]:
+    """Of each metric of one network, by name; NaN where examples cannot be told apart, or there are too few.
+
+    Args:
+        metric: Written for one setting; means, or of the whole set.
+        run: Runs a function of (model, batch), its result with the axis S = 1 in front.
+        data: That the network is measured on.
+    """
+    groups = _groups(data)
+    if groups is None:
+        return dict.fromkeys(measured(metric, run, data), math.nan)
+    without: list[dict[str, Tensor]] = []
+    for left_out in range(GROUPS):
+        rest = [batch for index, group in enumerate(groups) if index != left_out for batch in group]
+        without.append(measured(metric, run, rest))
+    table = {name: torch.cat([values[name] for values in without]) for name in without[0]}
+    return {name: math.sqrt((GROUPS - 1) * float(column.var(correction=0))) for name, column in table.items()}
+
+
+def _groups(data: ValidationData) -> list[list[Any]] | None:
+    """The examples in groups of about the same size, or None where that cannot be."""
+    if data.batches is None:  # too many to hold, and to matter
+        return None
+    batches = list(data)
+    if len(batches) >= 3 * GROUPS:
+        return [batches[index::GROUPS] for index in range(GROUPS)]
+    divided = [_divided(batch) for batch in batches]
+    parts = [each for each in divided if each is not None]
+    if len(parts) < len(divided):
+        return None
+    return [[part[index] for part in parts] for index in range(GROUPS)]
+
+
+def _divided(batch: Any) -> list[Any] | None:
+    """A batch in `GROUPS` parts; None if it has too few examples, or holds what cannot be divided."""
+    try:
+        size = batch_size(batch)
+    except DataError:
+        return None
+    divisible = all(
+        isinstance(leaf, _ALIKE) or (isinstance(leaf, Tensor) and (not leaf.ndim or leaf.shape[0] == size))
+        for leaf in leaves(batch)
+    )
+    if not divisible or size < GROUPS:
+        return None
+
+    def rows(index: int) -> Any:
+        return mapped(lambda leaf: leaf[index::GROUPS] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)
+
+    return [rows(index) for index in range(GROUPS)]
