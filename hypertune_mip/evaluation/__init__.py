@@ -5,7 +5,6 @@ from hypertune_mip.evaluation.emulator import Emulator, EmulatorAccuracy
 from hypertune_mip.evaluation.evaluator import Evaluator, Measure, check_metric
 from hypertune_mip.evaluation.metrics import mean_over_batches, measured, named_scalars
 from hypertune_mip.evaluation.modes import evaluating, gradients
-from hypertune_mip.evaluation.turned import Turned
 from hypertune_mip.metrics import Metric
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "Evaluator",
     "Measure",
     "Metric",
-    "Turned",
     "ValidationData",
     "batch_size",
     "check_metric",
