@@ -6,7 +6,6 @@ from hypertune_mip.evaluation.evaluator import Evaluator, Measure, check_metric
 from hypertune_mip.evaluation.metrics import mean_over_batches, measured, named_scalars
 from hypertune_mip.evaluation.modes import evaluating, gradients
 from hypertune_mip.evaluation.sampling import standard_errors
-from hypertune_mip.evaluation.turned import Turned
 from hypertune_mip.metrics import Metric
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "Evaluator",
     "Measure",
     "Metric",
-    "Turned",
     "ValidationData",
     "batch_size",
     "check_metric",

@@ -8,26 +8,18 @@ Talwalkar, AISTATS 2016, where a rung goes on with what the one before has train
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import torch
 from scipy.stats import t as student
 from torch import nn
 
-from hypertune_mip.arguments import real_number, seed_number, whole_number
 from hypertune_mip.directions import Direction, sign
-from hypertune_mip.errors import DataError, TrainingError
 from hypertune_mip.evaluation.sampling import GROUPS
 from hypertune_mip.space import Value
-from hypertune_mip.storage import load_json, save_json
-from hypertune_mip.surrogate.search import distance_to
-from hypertune_mip.training import OptionError
-from hypertune_mip.trainings import BranchPoint, Trainer
+from hypertune_mip.trainings import BranchPoint
 from hypertune_mip.verification.statistics import Estimate
 
 _KIND = "delivery"

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypertune_mip.evaluation import Emulator, Measure, Turned, check_metric, gradients
+from hypertune_mip.evaluation import Emulator, Measure, check_metric, gradients
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.screen import non_dominated, screened
+from hypertune_mip.surrogate.turned import Turned
 
 _STEP = 0.05  # of Adam, in units
 _SCREENED = 4096  # settings at most that are evaluated after an emulator has screened the candidates

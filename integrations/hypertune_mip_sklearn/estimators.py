@@ -60,7 +60,7 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
 
     Attributes:
         best_config_: The setting of the network that predicts, unless `set_config` has changed it.
-        best_score_: The objective there, on validation data, with a minus where small values are better; with `config`,
+        best_score_: The objective there, on validation data, or minus it where small values are better; with `config`,
             NaN.
         surrogate_: What answers for any setting (`ht.Surrogate`); with `config` it has no validation data to measure
             by, and with `refit="retrain"` as well there is none.

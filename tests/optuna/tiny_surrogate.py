@@ -39,7 +39,7 @@ def metric(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
 def undefined_metric(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
     """As `metric`, but one metric is NaN at some settings, as a precision without predictions would be."""
     values = metric(model, batch)
-    return {**values, "root": values["bias"].sqrt()}
+    return {**values, "root": values["bias"].where(values["bias"] >= 0, torch.nan)}
 
 
 def enough_bias(metrics: dict[str, float]) -> float:

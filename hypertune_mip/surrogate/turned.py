@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hypertune_mip.directions import Direction, sign
-from hypertune_mip.evaluation.evaluator import Measure, check_metric
+from hypertune_mip.evaluation import Measure, check_metric
 from hypertune_mip.space import SearchSpace
 
 
