@@ -25,7 +25,7 @@ from hypertune_mip.execution import Execution
 from hypertune_mip.heads import Dense, Head, LowRank, RankOne
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
-from hypertune_mip.surrogate import Optimum, ParetoPoint, Surrogate, fit
+from hypertune_mip.surrogate import Candidate, Delivered, Optimum, ParetoPoint, Surrogate, fit
 from hypertune_mip.tasks import Classification, Regression, Task
 from hypertune_mip.training import OptionError, callbacks
 from hypertune_mip.trainings import Branches, Recipe, Trainer
@@ -35,8 +35,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Branches",
+    "Candidate",
     "Classification",
     "DataError",
+    "Delivered",
     "Dense",
     "Emulator",
     "EmulatorAccuracy",

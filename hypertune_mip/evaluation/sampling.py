@@ -7,6 +7,7 @@ Reference: Shao and Tu, The Jackknife and Bootstrap, Springer 1995, section 2.3:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,17 +48,16 @@ def _groups(data: ValidationData) -> list[list[Any]] | None:
     if data.batches is None:  # too many to hold, and to matter
         return None
     batches = list(data)
+    sizes = [_size(batch) for batch in batches]
+    if None not in sizes and sum(filter(None, sizes)) >= 2 * GROUPS:
+        return _divided(batches, [size for size in sizes if size is not None])
     if len(batches) >= 3 * GROUPS:
         return [batches[index::GROUPS] for index in range(GROUPS)]
-    divided = [_divided(batch) for batch in batches]
-    parts = [each for each in divided if each is not None]
-    if len(parts) < len(divided):
-        return None
-    return [[part[index] for part in parts] for index in range(GROUPS)]
+    return None
 
 
-def _divided(batch: Any) -> list[Any] | None:
-    """A batch in `GROUPS` parts; None if it has too few examples, or holds what cannot be divided."""
+def _size(batch: Any) -> int | None:
+    """Number of examples of a batch that can be divided; None of another one."""
     try:
         size = batch_size(batch)
     except DataError:
@@ -66,10 +66,21 @@ def _divided(batch: Any) -> list[Any] | None:
         isinstance(leaf, _ALIKE) or (isinstance(leaf, Tensor) and (not leaf.ndim or leaf.shape[0] == size))
         for leaf in leaves(batch)
     )
-    if not divisible or size < GROUPS:
-        return None
+    return size if divisible else None
 
-    def rows(index: int) -> Any:
-        return mapped(lambda leaf: leaf[index::GROUPS] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)
 
-    return [rows(index) for index in range(GROUPS)]
+def _divided(batches: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
+    """Each tenth example in a group of its own, counted over all batches."""
+    groups: list[list[Any]] = [[] for _ in range(GROUPS)]
+    before = 0
+    for batch, size in zip(batches, sizes, strict=True):
+        for index, group in enumerate(groups):
+            first = (index - before) % GROUPS
+            if first < size:
+                group.append(_rows(batch, slice(first, None, GROUPS)))
+        before += size
+    return groups
+
+
+def _rows(batch: Any, rows: slice) -> Any:
+    return mapped(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)

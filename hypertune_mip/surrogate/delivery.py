@@ -9,35 +9,22 @@ Talwalkar, AISTATS 2016, where a rung goes on with what the one before has train
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+import numpy as np
 from scipy.stats import t as student
 from torch import nn
 
 from hypertune_mip.directions import Direction, sign
+from hypertune_mip.errors import TrainingError
 from hypertune_mip.evaluation.sampling import GROUPS
 from hypertune_mip.space import Value
-from hypertune_mip.trainings import BranchPoint
+from hypertune_mip.surrogate.candidates import Origin, Plan, Rung
+from hypertune_mip.trainings import Branches, BranchPoint, Trainer
 from hypertune_mip.verification.statistics import Estimate
 
-_KIND = "delivery"
 _QUANTILE = float(student.ppf(0.95, GROUPS - 1))  # of both sides of a 90 % interval
-
-
-class Rung(NamedTuple):
-    """One round of branches.
-
-    Args:
-        candidates: How many are trained.
-        share: Of the recipe that each takes.
-        start: Where they start.
-    """
-
-    candidates: int
-    share: float
-    start: BranchPoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +41,7 @@ class Candidate:
     """
 
     config: dict[str, Value]
-    chosen: str
+    chosen: Origin
     rung: int
     share: float
     start: BranchPoint
@@ -111,20 +98,98 @@ class Delivered:
             "",
             "".join(["rung  share  start  chosen", f"{self.metric:>12}", *(f"  {name:>12}" for name in names)]),
         ]
-        worst_last = sorted(
-            enumerate(self.candidates), key=lambda pair: (pair[1].rung, self._order(pair[1]))
-        )
-        for index, each in worst_last:
+        for index in sorted(range(len(self.candidates)), key=self._place):
+            each = self.candidates[index]
             lines.append(
-                f"{each.rung:>4}  {each.share:>5.2f}  {each.start:<5}  {each.chosen:<6}{each.values[self.metric]:>12.4g}"
+                f"{each.rung:>4}  {each.share:>5.2f}  {each.start:<5}  {each.chosen:<6}"
+                + f"{each.values[self.metric]:>12.4g}"
                 + "".join(f"  {_shown(each.config[name]):>12}" for name in names)
                 + ("  <- this network" if index == self.chosen else "")
             )
         return "\n".join(lines)
 
-    def _order(self, candidate: Candidate) -> float:
+    def _place(self, index: int) -> tuple[int, float]:
+        """In the table: rungs in their order, in each the best first."""
+        candidate = self.candidates[index]
         value = sign(self.direction) * candidate.values[self.metric]
-        return math.inf if math.isnan(value) else value
+        return candidate.rung, math.inf if math.isnan(value) else value
+
+
+def delivered(
+    trainer: Trainer,
+    plan: Plan,
+    rungs: Sequence[Rung],
+    metric: str,
+    direction: Direction,
+    *,
+    seed: int,
+    progress: bool,
+) -> Delivered:
+    """The best network, on validation data, of all that the rungs train.
+
+    Args:
+        trainer: Of the branches.
+        plan: The candidates.
+        rungs: Each goes on with the best of the one before.
+        metric: To choose by.
+        direction: Which of its values are the better ones.
+        seed: Of the branches.
+        progress: Whether to show bars.
+
+    Raises:
+        TrainingError: If all branches diverge.
+    """
+    left = list(range(len(plan.configs)))
+    candidates: list[Candidate] = []
+    best: tuple[float, int, nn.Module] | None = None
+    cost = 0.0
+    for number, rung in enumerate(rungs, start=1):
+        left = left[: rung.candidates]
+        configs = [plan.configs[index] for index in left]
+        found = trainer.branch(configs, share=rung.share, start=rung.start, seed=seed, progress=progress)
+        cost += found.cost
+        scores = sign(direction) * np.nan_to_num(found.metrics[metric], nan=sign(direction) * math.inf)
+        order = np.argsort(scores, kind="stable")
+        if np.isfinite(scores[order[0]]) and (best is None or scores[order[0]] < best[0]):
+            best = float(scores[order[0]]), len(candidates) + int(order[0]), found.make(int(order[0]))
+        candidates += _candidates(found, number, [plan.chosen[index] for index in left])
+        left = [left[index] for index in order]
+    if best is None:
+        raise TrainingError(
+            f"All {len(candidates)} branches diverged, or had no {metric!r}, so there is no network to deliver. Lower"
+            " the learning rate of the recipe, or the largest penalties in the space."
+        )
+    _, chosen, network = best
+    errors = trainer.standard_errors(network)
+    values = {
+        name: Estimate(value, value - _QUANTILE * errors[name], value + _QUANTILE * errors[name])
+        for name, value in candidates[chosen].values.items()
+    }
+    return Delivered(
+        network=network,
+        config=candidates[chosen].config,
+        metric=metric,
+        direction=direction,
+        values=values,
+        cost=cost + plan.cost_of_fit,
+        cost_of_fit=plan.cost_of_fit,
+        candidates=tuple(candidates),
+        chosen=chosen,
+    )
+
+
+def _candidates(found: Branches, rung: int, chosen: Sequence[Origin]) -> list[Candidate]:
+    return [
+        Candidate(
+            config=config,
+            chosen=origin,
+            rung=rung,
+            share=found.share,
+            start=found.start,
+            values={name: float(column[index]) for name, column in found.metrics.items()},
+        )
+        for index, (config, origin) in enumerate(zip(found.configs, chosen, strict=True))
+    ]
 
 
 def _shown(value: Value) -> str:

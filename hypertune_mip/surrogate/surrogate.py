@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,19 +18,21 @@ from torch import Tensor, nn
 from hypertune_mip.arguments import seed_number, whole_number
 from hypertune_mip.directions import Direction, checked_directions
 from hypertune_mip.errors import DataError, HypertuneWarning, SpaceError
-from hypertune_mip.evaluation import Emulator, Evaluator, Metric
+from hypertune_mip.evaluation import Emulator, Evaluator, Metric, check_metric
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Config, SearchSpace
 from hypertune_mip.surrogate import search
 from hypertune_mip.surrogate.arguments import evaluator_of, goal_of
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
+from hypertune_mip.surrogate.candidates import Plan, candidates, kept, rungs_of
+from hypertune_mip.surrogate.delivery import Delivered, delivered
 from hypertune_mip.surrogate.materialize import materialize
 from hypertune_mip.surrogate.persistence import load_surrogate, save_surrogate
 from hypertune_mip.surrogate.trust import corrected, make_report, settings_to_verify
 from hypertune_mip.tasks import Task
-from hypertune_mip.training import Loss, Record
+from hypertune_mip.training import Loss, OptionError, Record
 from hypertune_mip.trainings import Branches, Executor, FromHypernetwork, Recipe, Trainer
-from hypertune_mip.trainings.starts import Initialize, Starts
+from hypertune_mip.trainings.starts import Initialize, Starts, digest
 from hypertune_mip.verification.calibration import Calibrated
 from hypertune_mip.verification.report import TrustReport
 from hypertune_mip.verification.response import responses
@@ -423,6 +426,95 @@ class Surrogate:
             HypertuneWarning: Of branches that diverge.
         """
         return self.trainer().branch(configs, share=share, progress=progress)
+
+    def deliver(
+        self,
+        metric: str,
+        trainings: float = 2.0,
+        *,
+        recipe: Recipe | None = None,
+        folder: str | Path | None = None,
+        executor: Executor | None = None,
+        trainer: Trainer | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Delivered:
+        """A finished network: the best, on validation data, of short trainings at settings that look good.
+
+        Settings that the surrogate likes, and some that are spread, are trained for a short while from the weights that
+        the hypernetwork makes there; the better ones again for longer.
+
+        Args:
+            metric: To choose by, in its direction.
+            trainings: To spend beside that of `fit`, in trainings with the whole recipe; a little less may be spent.
+            recipe: How one network is trained; None is as `fit` was told.
+            folder: Where finished branches are kept with their networks: a call that was stopped goes on there, and
+                ends with the same network.
+            executor: Who carries trainings out; None is this process.
+            trainer: In place of recipe, folder and executor: one that `trainer` made.
+            seed: Of the spread settings, of the order of data and of noise.
+            progress: Whether to show bars.
+
+        Raises:
+            SpaceError: If the metric is unknown.
+            OptionError: If `trainings` is too little for one branch, or `trainer` comes with what it stands for.
+            DataError: As in `trainer`.
+            TrainingError: If all branches diverge.
+            StorageError: If the folder cannot be read or written.
+
+        Warns:
+            HypertuneWarning: Of `doubts`, and of branches that diverge.
+        """
+        check_metric(metric, self.metrics)
+        seed = seed_number(seed, error=OptionError)
+        rungs = rungs_of(trainings)
+        trainer = self._one_trainer(trainer, recipe, folder, executor)
+        self.warn_of_doubts(metric, stacklevel=3)
+
+        def plan() -> Plan:
+            configs, chosen = candidates(self._measure, metric, rungs[0].candidates, seed=seed)
+            return Plan(configs, chosen, self._cost_of_fit(trainer, configs[0]))
+
+        about = self._about_delivery(trainer) | {
+            "metric": metric,
+            "rungs": [list(rung) for rung in rungs],
+            "seed": seed,
+        }
+        return delivered(
+            trainer,
+            kept(trainer.folder, about, plan),
+            rungs,
+            metric,
+            self.directions[metric],
+            seed=seed,
+            progress=progress,
+        )
+
+    def _one_trainer(
+        self, trainer: Trainer | None, recipe: Recipe | None, folder: str | Path | None, executor: Executor | None
+    ) -> Trainer:
+        if trainer is None:
+            return self.trainer(recipe, folder, executor)
+        if (recipe, folder, executor) != (None, None, None):
+            raise OptionError("`trainer` stands for `recipe`, `folder` and `executor`: pass it, or those.")
+        return trainer
+
+    def _about_delivery(self, trainer: Trainer) -> dict[str, Any]:
+        """What must be the same for a delivery to go on with the candidates of an earlier call, in plain values."""
+        return {
+            "weights": digest(self.hypernet.state_dict().items()),
+            "directions": self.directions,
+            "reports": [report.to_dict() for report in self.reports[: self._known]],
+            "epochs": trainer.recipe.epochs,
+        }
+
+    def _cost_of_fit(self, trainer: Trainer, config: Config) -> float:
+        """In trainings with the trainer's recipe, by the clock; NaN where it is not known how long `fit` took."""
+        seconds = sum(float(record["seconds"]) for record in self.history)
+        if not seconds > 0:
+            return math.nan
+        steps = round(self.history[-1]["step"] / len(self.history) * trainer.recipe.epochs)
+        return seconds / trainer.seconds_of_training(config, steps=steps)
 
     def verify(
         self,

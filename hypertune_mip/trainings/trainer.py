@@ -175,6 +175,11 @@ class Trainer:
         return self._workshop.train_loader
 
     @property
+    def folder(self) -> Path | None:
+        """Where finished trainings are kept."""
+        return self._store.folder
+
+    @property
     def seconds(self) -> float:
         """That training has taken so far, on the device or devices."""
         return self._workshop.seconds
@@ -296,11 +301,11 @@ class Trainer:
 
         Args:
             config: Native values.
-            steps: Of the whole recipe, where the loader has no length.
+            steps: Of the whole recipe; None is as many as the loader says.
 
         Raises:
             SpaceError: If the config does not fit the space, or there are several.
-            OptionError: If `steps` is missing.
+            OptionError: If `steps` is missing, and the loader has no length.
         """
         (own,) = self.space.from_unit(self.space.unit_of(config))
         count = self._workshop.steps if steps is None else steps

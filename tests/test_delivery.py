@@ -1,0 +1,339 @@
+"""Branches and deliveries: from where they start, what is chosen, and that one that was stopped ends as the others."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hypertune_mip as ht
+from hypertune_mip.evaluation import ValidationData, standard_errors
+from tests import small_problem as problem
+
+CONFIGS = [{"decay": d, "dropout": 0.1} for d in (1e-4, 1e-2, 0.3)]
+
+
+@functools.cache
+def surrogate() -> ht.Surrogate:
+    return problem.fit(epochs=8, **problem.validation())
+
+
+def delivered(**options: Any) -> ht.Delivered:
+    return surrogate().deliver("error", progress=False, **options)
+
+
+def still(**options: Any) -> ht.Recipe:
+    """A recipe by which nothing moves."""
+    return ht.Recipe(epochs=8, optimizer=lambda p, config: torch.optim.SGD(p, lr=0.0), schedule=None, **options)
+
+
+def measured(network: nn.Module) -> dict[str, float]:
+    with torch.no_grad():
+        return {n: float(v) for n, v in problem.metric(network, problem.data().tensors).items()}
+
+
+# Branches
+
+
+@pytest.mark.parametrize("start", ["end", "early"])
+def test_a_branch_starts_from_what_the_hypernetwork_makes(start: Any) -> None:
+    hypernet = copy.deepcopy(surrogate().hypernet)
+    if start == "early":
+        assert surrogate().early is not None
+        hypernet.load_state_dict(surrogate().early)  # type: ignore[arg-type]
+    made = hypernet.effective(problem.SPACE.to_unit(CONFIGS))
+    found = surrogate().trainer(still()).branch(CONFIGS, start=start, progress=False)
+    for index, network in enumerate(found.networks):
+        for name, parameter in zip(made, network.parameters(), strict=True):
+            torch.testing.assert_close(parameter, made[name][index])
+    if start == "end":
+        np.testing.assert_allclose(found.metrics["error"], surrogate().evaluate_batch(CONFIGS)["error"], rtol=1e-5)
+
+
+def test_a_branch_is_a_short_training_from_there() -> None:
+    """As a loop written by hand gives it: a part of an epoch, the schedule running through."""
+    loader = problem.loader(shuffle=False)
+    recipe = ht.Recipe(epochs=4, optimizer=lambda p, config: torch.optim.SGD(p, lr=0.1 + config["decay"]))
+    config = dict(problem.CONFIG, dropout=0.0)
+    found = surrogate().trainer(recipe, train_loader=loader).branch([config], share=0.6, start="end", progress=False)
+    model = surrogate().materialize(config).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.11)
+    steps = round(0.6 * 4 * len(loader))
+    assert steps % len(loader) != 0
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for batch in [batch for _ in range(4) for batch in loader][:steps]:
+        optimizer.zero_grad()
+        problem.loss(model, batch, config).backward()
+        optimizer.step()
+        schedule.step()
+    assert found.metrics["error"][0] == pytest.approx(measured(model.eval())["error"], rel=1e-5)
+    assert measured(found.networks[0])["error"] == pytest.approx(found.metrics["error"][0], rel=1e-5)
+    assert found.cost == pytest.approx(steps / (4 * len(loader)))
+
+
+def test_branches_of_a_network_with_statistics_and_a_frozen_part() -> None:
+    given = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), ht.nn.Dropout("dropout"), nn.Linear(6, 1))
+    given[0].requires_grad_(False)
+    own = problem.fit(problem.hypernet(network=given), epochs=4, **problem.validation())
+    found = own.branch(CONFIGS, share=0.5, progress=False)
+    for network, value in zip(found.networks, found.metrics["error"], strict=True):
+        assert torch.equal(network[0].weight, given[0].weight)
+        assert int(network[1].num_batches_tracked) == 2 * 3
+        assert measured(network)["error"] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, -0.5, math.nan, "half"])
+def test_a_share_is_a_part_of_the_recipe(share: Any) -> None:
+    with pytest.raises(ht.OptionError, match="`share`"):
+        surrogate().branch(CONFIGS, share=share)
+
+
+def test_a_start_that_there_is_not_is_refused() -> None:
+    short = problem.fit(epochs=1, **problem.validation())
+    assert short.branch(CONFIGS, share=1.0, progress=False).start == "end"
+    with pytest.raises(ht.OptionError, match=r"`start` must be one of \['end'\].*'early'"):
+        short.trainer().branch(CONFIGS, start="early")
+    trainer = ht.Trainer(
+        problem.network(), problem.SPACE, problem.loss, problem.loader(), recipe=still(), **problem.validation()
+    )
+    with pytest.raises(ht.OptionError, match="knows no hypernetwork"):
+        trainer.branch(CONFIGS)
+
+
+# Deliveries
+
+
+def test_the_best_network_on_validation_data_is_delivered() -> None:
+    found = delivered(trainings=3.0)
+    values = [each.values["error"] for each in found.candidates]
+    assert found.chosen == int(np.argmin(values))
+    assert found.value.value == min(values)
+    assert found.config == found.candidates[found.chosen].config
+    for name, value in measured(found.network).items():
+        assert found.values[name].value == pytest.approx(value, rel=1e-5)
+    assert not found.network.training
+    assert not any(isinstance(module, ht.nn.Dropout) for module in found.network.modules())
+
+
+def test_rungs_go_on_with_the_best_of_the_one_before() -> None:
+    found = delivered(trainings=4.0)
+    rungs = [[each for each in found.candidates if each.rung == number] for number in (1, 2, 3)]
+    for rung, following in itertools.pairwise(rungs):
+        ordered = sorted(rung, key=lambda each: each.values["error"])
+        assert [each.config for each in following] == [each.config for each in ordered[: len(following)]]
+        assert rung[0].share < following[0].share
+    assert {"best", "spread"} == {each.chosen for each in rungs[0]}
+    spent = sum(each.share for each in found.candidates)
+    assert spent <= 4.0 + 1e-9
+    assert found.cost - found.cost_of_fit == pytest.approx(spent, abs=0.15 * len(found.candidates))  # to whole steps
+    assert found.cost_of_fit > 0.0
+
+
+@pytest.mark.parametrize("trainings", [0.2, 0.5, 0.65, 1.0, 2.0, 3.7])
+def test_no_more_is_spent_than_is_allowed(trainings: float) -> None:
+    found = delivered(trainings=trainings, recipe=ht.Recipe(epochs=40))
+    assert 0.5 * trainings <= found.cost - found.cost_of_fit <= trainings * 1.02
+
+
+def test_large_values_are_chosen_where_they_are_better() -> None:
+    def negative(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        return {"score": -problem.metric(model, batch)["error"]}
+
+    own = ht.Surrogate(
+        surrogate().hypernet,
+        loss=problem.loss,
+        metric=negative,
+        val_loader=problem.loader(shuffle=False),
+        train_loader=problem.loader(),
+        history=surrogate().history,
+        early=surrogate().early,
+        recipe=surrogate().recipe,
+        directions={"score": "maximize"},
+    )
+    found, expected = own.deliver("score", progress=False), delivered()
+    assert found.direction == "maximize"
+    assert found.config == expected.config
+    assert found.value.value == pytest.approx(-expected.value.value, rel=1e-5)
+    assert (found.value.low, found.value.high) == pytest.approx((-expected.value.high, -expected.value.low), rel=1e-4)
+
+
+def test_a_network_is_delivered_by_a_metric_of_the_whole_set() -> None:
+    def rmse(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"rmse": (outputs - targets).square().mean().sqrt()}
+
+    metric = [problem.metric, ht.metrics.whole_set(lambda model, batch: model(batch[0]), rmse)]
+    own = problem.fit(epochs=8, metric=metric, val_loader=problem.loader(shuffle=False))
+    found = own.deliver("rmse", progress=False)
+    assert found.value.value == pytest.approx(math.sqrt(measured(found.network)["error"]), rel=1e-5)
+    assert found.value.low < found.value.value < found.value.high
+
+
+def test_choices_and_few_values() -> None:
+    space = ht.SearchSpace({"decay": CategoricalDistribution([1e-3, 0.1]), "dropout": IntDistribution(0, 0)})
+    own = problem.fit(problem.hypernet(space=space), epochs=4, **problem.validation())
+    found = own.deliver("error", trainings=3.0, progress=False)
+    first = [tuple(each.config.items()) for each in found.candidates if each.rung == 1]
+    assert len(first) == len(set(first)) <= 2
+
+
+@pytest.mark.filterwarnings("ignore:Real training diverged")
+def test_where_all_branches_diverge_there_is_no_network() -> None:
+    recipe = ht.Recipe(epochs=8, optimizer=lambda p, config: torch.optim.SGD(p, lr=1e30), schedule=None)
+    with pytest.raises(ht.TrainingError, match=r"All \d+ branches diverged"):
+        delivered(recipe=recipe)
+
+
+@pytest.mark.parametrize("trainings", [0.0, -1.0, math.nan, "two"])
+def test_trainings_are_a_positive_number(trainings: Any) -> None:
+    with pytest.raises(ht.OptionError, match="`trainings`"):
+        delivered(trainings=trainings)
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ht.SpaceError, match="'accuracy' is unknown"):
+        surrogate().deliver("accuracy")
+    with pytest.raises(ht.OptionError, match="`trainer` stands for"):
+        delivered(trainer=surrogate().trainer(), folder="there")
+    alone = ht.Surrogate(surrogate().hypernet, **problem.validation())
+    with pytest.raises(ht.DataError, match="training data"):
+        alone.deliver("error")
+
+
+def test_what_a_delivery_says() -> None:
+    found = delivered()
+    text = str(found)
+    assert text.splitlines()[0].startswith(f"Delivered: error {found.value.value:.4g} (")
+    assert text.count("<- this network") == 1
+    assert len(text.splitlines()) == 3 + len(found.candidates)
+    assert "cost=" in repr(found)
+
+
+# Going on
+
+
+def test_a_delivery_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """By an error after some steps: no finished branch is trained again, and the network is the same, bit for bit."""
+    calls, limit = 0, 10**9
+
+    def loss(model: nn.Module, batch: Any, config: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == limit:
+            raise problem.InterruptedByTest
+        return problem.loss(model, batch, config)
+
+    own = surrogate().replace(loss=loss)
+
+    def deliver(folder: Path | None) -> ht.Delivered:
+        trainer = own.trainer(folder=folder, parallel=1)
+        return own.deliver("error", trainer=trainer, progress=False)
+
+    expected = deliver(None)
+    timed, total = 24, calls - 24  # to know what `fit` cost
+    for at in random.Random(0).sample(range(timed + 1, total + timed), 8):
+        calls, limit, folder = 0, at, tmp_path / str(at)
+        with pytest.raises(problem.InterruptedByTest):
+            deliver(folder)
+        finished = len(list(folder.glob("training-*.json")))
+        calls, limit = 0, 10**9
+        found = deliver(folder)
+        problem.assert_same_state(found.network, expected.network)
+        assert [each.values for each in found.candidates] == [each.values for each in expected.candidates]
+        assert calls <= total - finished  # each has a step at least
+        assert not math.isnan(found.cost)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_a_delivery_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    expected = delivered(folder=tmp_path / "whole")
+    generator, folder = random.Random(1), tmp_path / "killed"
+    kept: set[str] = set()
+    context = multiprocessing.get_context("fork")
+    for _ in range(20):
+        process = context.Process(target=delivered, kwargs={"folder": folder})
+        process.start()
+        time.sleep(generator.uniform(0.0, 0.4))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        found = {path.name for path in folder.glob("training-*.json")}
+        assert kept <= found  # nothing that was finished is lost
+        kept = found
+    last = delivered(folder=folder)
+    problem.assert_same_state(last.network, expected.network)
+    assert [each.config for each in last.candidates] == [each.config for each in expected.candidates]
+
+
+def test_another_delivery_in_the_same_folder_has_candidates_of_its_own(tmp_path: Path) -> None:
+    first, other = (delivered(folder=tmp_path, seed=seed) for seed in (0, 1))
+    assert len(list(tmp_path.glob("delivery-*.json"))) == 2
+    assert [each.config for each in first.candidates] != [each.config for each in other.candidates]
+    (path, _) = sorted(tmp_path.glob("delivery-*.json"))
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(ht.StorageError, match=path.name):
+        for seed in (0, 1):
+            delivered(folder=tmp_path, seed=seed)
+
+
+def test_a_surrogate_that_was_loaded_delivers_the_same(tmp_path: Path) -> None:
+    surrogate().save(tmp_path)
+    data = problem.validation() | {"loss": problem.loss, "train_loader": problem.loader()}
+    again = ht.Surrogate.load(tmp_path, problem.network(), recipe=surrogate().recipe, **data)
+    problem.assert_same_state(again.deliver("error", progress=False).network, delivered().network)
+
+
+# Intervals
+
+
+def spread_data(examples: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(examples, 3, generator=generator), torch.randn(examples, 1, generator=generator)
+
+
+@pytest.mark.parametrize("batch_size", [4000, 130, 37])
+def test_the_standard_error_of_a_mean_is_the_textbooks(batch_size: int) -> None:
+    x, y = spread_data(4000)
+    network = problem.plain_network()
+    data = ValidationData(DataLoader(TensorDataset(x, y), batch_size=batch_size), torch.device("cpu"))
+
+    def run(function: Any, batch: Any) -> Any:
+        with torch.no_grad():
+            return tuple({n: v.unsqueeze(0) for n, v in part.items()} for part in function(network, batch))
+
+    found = standard_errors(problem.metric, run, data)
+    with torch.no_grad():
+        each = (network(x) - y).square()
+    assert found["error"] == pytest.approx(float(each.std()) / math.sqrt(4000), rel=0.6)  # of ten groups
+    assert found["size"] == pytest.approx(0.0, abs=1e-6)  # the same whatever the data
+
+
+def test_where_examples_cannot_be_told_apart_there_is_no_standard_error() -> None:
+    class Graphs:
+        num_graphs = 3
+
+        def to(self, *arguments: Any, **options: Any) -> Any:
+            return self
+
+    def run(function: Any, batch: Any) -> Any:
+        return ({"value": torch.ones(1)},)
+
+    for batch in (Graphs(), (torch.ones(4), torch.ones(4))):
+        data = ValidationData([batch], torch.device("cpu"))
+        found = standard_errors(lambda model, batch: {"value": torch.ones(())}, run, data)
+        assert math.isnan(found["value"])
