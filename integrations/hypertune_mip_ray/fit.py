@@ -59,7 +59,7 @@ _NOTES = {
     "schedule": "With another number of workers it goes on from the same share of training.",
     "accumulate": "Workers exchange gradients once an optimiser step.",
     "progress": "In the driver.",
-    "callbacks": "They run in the first worker.",
+    "callbacks": "They run in the first worker; where one ends training, all workers stop.",
 }
 
 
