@@ -121,7 +121,7 @@ def test_probabilities_are_targets_as_well() -> None:
 
 def options(**more: Any) -> dict[str, Any]:
     space = ht.SearchSpace({"weight_decay": FloatDistribution(1e-4, 1.0, log=True)})
-    return {"space": space, "epochs": 2, "device": "cpu", "progress": False} | more
+    return {"space": space, "epochs": 20, "device": "cpu", "progress": False} | more
 
 
 def test_fit_takes_a_task() -> None:
@@ -221,5 +221,5 @@ def test_what_a_task_cannot_serve_is_refused_by_name() -> None:
         ht.Classification(weight=["a"])  # type: ignore[list-item]
     with pytest.raises(ht.SpaceError, match="direction of 'loss'"):
         ht.Task(loss, directions={"loss": "small"})  # type: ignore[dict-item]
-    with pytest.raises(ht.LossError, match="got the class Classification. Add parentheses"):
+    with pytest.raises(ht.LossError, match=r"got the class Classification\. Add parentheses"):
         ht.fit(network(), ht.Classification, [(X, Y)], **options())  # type: ignore[arg-type]
