@@ -88,10 +88,11 @@ class Classification(Task):
         numbers = None if weight is None else tuple(real_number("weight", each, error=LossError) for each in weight)
         if ignore_index is not None:
             ignore_index = whole_number("ignore_index", ignore_index, error=LossError)
-        counted = _Counted(ignore_index) if ignore_index is not None else None
         super().__init__(
             loss=ClassificationLoss(numbers, ignore_index, penalized),
-            metric=ClassificationMetric() if counted is None else whole_set(counted.predict, counted.score),
+            metric=ClassificationMetric()
+            if ignore_index is None
+            else whole_set(SumsOverExamples(ignore_index), _means),
             directions={"loss": "minimize", "error": "minimize"},
         )
 
@@ -161,13 +162,13 @@ class ClassificationMetric:
 
 
 @dataclass(frozen=True)
-class _Counted:
-    """The same where some targets do not count, by sums over each example's targets."""
+class SumsOverExamples:
+    """What the metrics are made of where some targets do not count."""
 
     ignore_index: int
 
-    def predict(self, model: nn.Module, batch: Any) -> Tensor:
-        """Cross-entropy, wrong classes and how many count, each summed over an example: (N, 3)."""
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Cross-entropy, wrong classes and how many targets count, each summed over an example, (N, 3)."""
         x, y = pair_of(batch)
         logits = checked_logits(model(x), y)
         counts = y != self.ignore_index
@@ -176,10 +177,11 @@ class _Counted:
         columns = [each.to(logits.dtype).reshape(len(y), -1).sum(1) for each in (entropy, wrong, counts)]
         return torch.stack(columns, 1)
 
-    def score(self, sums: Tensor, targets: Any) -> dict[str, Tensor]:
-        """Means over all targets that count."""
-        entropy, wrong, counts = sums.double().sum(0)
-        return {"loss": entropy / counts, "error": wrong / counts}
+
+def _means(sums: Tensor, targets: Any) -> dict[str, Tensor]:
+    """Over all targets that count."""
+    entropy, wrong, counts = sums.double().sum(0)
+    return {"loss": entropy / counts, "error": wrong / counts}
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,16 @@ def test_the_star_stands_at_the_best_setting_of_the_grid(surrogate, ax, best, fi
     assert stars(ax) == [(surface.x.values[column], surface.y.values[row])]
 
 
+@pytest.mark.parametrize(("stated", "find"), [({}, np.argmin), ({"loss": "maximize"}, np.argmax)])
+def test_the_star_follows_the_metric_s_direction(surrogate, ax, stated, find):
+    own = surrogate._evaluate
+    turned = ht.Surrogate(surrogate.hypernet, metric=own.metric, val_loader=own.data.loader, directions=stated)
+    surface = response_surface_data(turned, "loss", "dropout", "order", config=CONFIG, resolution=4)
+    row, column = np.unravel_index(find(surface.values), surface.values.shape)
+    response_surface(turned, "loss", "dropout", "order", config=CONFIG, resolution=4, ax=ax)
+    assert stars(ax) == [(surface.x.values[column], surface.y.values[row])]
+
+
 def test_the_star_of_a_curve_stands_at_its_best_value(surrogate, ax):
     curve = response_curve_data(surrogate, "loss", "penalty", config=CONFIG)
     response_curve(surrogate, "loss", "penalty", config=CONFIG, best="maximize", ax=ax)

@@ -42,19 +42,20 @@ def warn_of_no_means(
 
     few, known = list(islice(batches, _BATCHES)) if metrics else [], set[str]()
     for first, second in zip(few[::2], few[1::2], strict=False):
-        if (together := joined(first, second)) is None:
+        sizes, together = (batch_size(first), batch_size(second)), joined(first, second)
+        if together is None or batch_size(together) != sum(sizes):  # it may say itself how many it holds
             return
-        one, again, other = look(first), look(first), look(second)
+        one, other = look(first), look(second)
         try:
             whole = look(together)
         except Exception:  # a network may insist on a batch's size, and memory has an end
             return
-        share = batch_size(first) / batch_size(together)
         for name, tensor in whole.items():
-            value, mean = float(tensor), share * float(one[name]) + (1 - share) * float(other[name])
+            value = float(tensor)
+            mean = (sizes[0] * float(one[name]) + sizes[1] * float(other[name])) / sum(sizes)
             error = max(precision, torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0)
             differ = abs(value - mean) > math.sqrt(error) * max(abs(value), abs(mean))
-            if differ and torch.equal(one[name], again[name]) and name not in known:
+            if differ and name not in known and torch.equal(one[name], look(first)[name]):
                 known.add(name)
                 warnings.warn(
                     f"The metric {name!r} is no mean over examples: on two batches of the validation data together it"

@@ -161,6 +161,24 @@ def test_in_this_process_it_is_fit_bit_for_bit(tmp_path: Path) -> None:
     assert "validation/error/best" in inside.history[-1]
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_task_brings_loss_metric_and_directions(count: int, tmp_path: Path) -> None:
+    space = ht.SearchSpace({"weight_decay": FloatDistribution(1e-4, 1.0, log=True)})
+    options = {"space": space, "val_loader": problem.loader(shuffle=False), "epochs": 10, "progress": False}
+    one = ht.fit(problem.plain_network(), ht.Regression(), problem.loader(shuffle=False), device="cpu", **options)
+    trained = ht_ray.fit(
+        problem.plain_network(), ht.Regression(), problem.loader(shuffle=False), scaling_config=workers(count),
+        run_config=here(tmp_path), **options,
+    )  # fmt: skip
+    assert trained.stated_directions == {"loss": "minimize"}
+    assert trained.evaluate({"weight_decay": 0.01}) == pytest.approx(one.evaluate({"weight_decay": 0.01}), rel=1e-4)
+    with pytest.raises(ht.SpaceError, match="'accuracy' in `directions` is unknown"):
+        ht_ray.fit(
+            problem.plain_network(), ht.Regression(), problem.loader(), directions={"accuracy": "maximize"},
+            scaling_config=workers(count), run_config=here(tmp_path, "refused"), **options,
+        )  # fmt: skip
+
+
 def by_column() -> ray.data.Dataset:
     x, y = problem.data().tensors
     return ray.data.from_items([{"x": a.numpy(), "y": b.numpy()} for a, b in zip(x, y, strict=True)])

@@ -126,6 +126,17 @@ def test_errors(surrogate: ht.Surrogate, tmp_path: Path) -> None:
         SurrogateSearch(surrogate, "error", others={"decay": FloatDistribution(0.0, 1.0)})
     with pytest.raises(ht.SpaceError, match="`mode` must be"):
         SurrogateSearch(surrogate, "error", mode="minimize")  # type: ignore[arg-type]
+    assert SurrogateSearch(surrogate, "error").study.direction.name == "MINIMIZE"
+    evaluator = surrogate._evaluate
+    stated = ht.Surrogate(
+        surrogate.hypernet,
+        metric=evaluator.metric,
+        val_loader=evaluator.data.loader,
+        directions={"error": "maximize"},
+    )
+    assert SurrogateSearch(stated, "error").study.direction.name == "MAXIMIZE"
+    with pytest.raises(ht.SpaceError, match=r'`mode="min"` contradicts the direction .* "maximize"'):
+        SurrogateSearch(stated, "error", mode="min")
     with pytest.raises(ht.OptionError, match="`actors` must be a whole number of at least 1, but got 0"):
         evaluate_batch(surrogate, [problem.CONFIG], actors=0)
     with pytest.raises(ht.SpaceError, match="decay"):

@@ -18,7 +18,7 @@ from sklearn.callback import ProgressBar
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris, load_linnerud, load_wine, make_classification
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import log_loss
+from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import GroupKFold, ShuffleSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -198,6 +198,31 @@ def test_a_surrogate_with_doubts_gives_way_to_the_best_real_training(monkeypatch
     best = int(report.true["loss"][:, 0].argmin())
     assert checked.best_config_ == dict(report.configs[best])
     assert checked.best_score_ == -report.true["loss"][best, 0]
+
+
+def test_an_objective_that_is_maximised_is_the_minimum_of_its_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ht.TrustReport, "doubts", lambda *_, **__: ("None to be had.",))
+
+    def likelihood(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        return {"likelihood": -nn.functional.cross_entropy(model(batch["x"]), batch["y"])}
+
+    for options in ({"refit": "materialize"}, {"refit": "materialize", "verify": 3}):
+        down = classifier(**options).fit(X, Y)
+        up = classifier(
+            metric=likelihood, objective="likelihood", directions={"likelihood": "maximize"}, **options
+        ).fit(X, Y)
+        assert up.best_config_ == pytest.approx(down.best_config_)
+        assert up.best_score_ == pytest.approx(down.best_score_)
+
+
+def test_a_score_of_scikit_learn_s_as_the_objective() -> None:
+    def score(outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        return {"f1": f1_score(targets, outputs.argmax(1), average="macro")}
+
+    metric = ht.metrics.whole_set(lambda model, batch: model(batch["x"]), score)
+    found = classifier(metric=metric, objective="f1", directions={"f1": "maximize"}).fit(X, Y)
+    assert 0.5 < found.best_score_ <= 1.0
+    assert found.best_score_ == found.surrogate_.evaluate(found.best_config_)["f1"]
 
 
 def test_own_network_space_loss_and_metric() -> None:

@@ -18,6 +18,7 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler, TargetEncoder
+from torch.nn.functional import cross_entropy
 
 import hypertune_mip as ht
 from hypertune_mip_sklearn import HyperTuneClassifier, HyperTuneRegressor, HyperTuneSearchCV
@@ -76,6 +77,17 @@ def test_scores_are_those_of_hypernetworks_trained_on_the_other_folds() -> None:
             assert by_loss.cv_results_[f"split{k}_test_score"][index] == pytest.approx(-loss, rel=1e-4)
             hits = accuracy_score(Y[test], one.predict(X[test], config=config))
             assert by_count.cv_results_[f"split{k}_test_score"][index] == pytest.approx(hits)
+
+
+def test_an_objective_that_is_maximised_is_the_minimum_of_its_negative() -> None:
+    def likelihood(model: Any, batch: Any) -> dict[str, Any]:
+        return {"likelihood": -cross_entropy(model(batch["x"]), batch["y"])}
+
+    turned = {"metric": likelihood, "objective": "likelihood", "directions": {"likelihood": "maximize"}}
+    down = search(cv=2, refit=False).fit(X, Y)
+    up = search(clone(CLASSIFIER).set_params(**turned), cv=2, refit=False).fit(X, Y)
+    assert up.best_config_ == down.best_config_
+    assert up.best_score_ == pytest.approx(down.best_score_)
 
 
 def _seed() -> int:
