@@ -23,6 +23,7 @@ NAMES = (
     "trust",
     "branches",
     "search",
+    "delivery",
     "ray_kills",
     "ray_steps",
     "ray_tune",
