@@ -182,12 +182,18 @@ def test_fit_refuses_a_direction_of_an_unknown_metric_before_it_trains() -> None
         )
 
 
-def test_saved_and_loaded_with_directions(tmp_path: Any) -> None:
-    UP.save(tmp_path)
+def test_directions_are_saved(tmp_path: Any) -> None:
     network = UP.hypernet.given
-    loaded = ht.Surrogate.load(tmp_path, network, metric=figures, val_loader=[X], directions={"score": "maximize"})
+    UP.save(tmp_path / "first")
+    ht.Surrogate.load(tmp_path / "first", network).save(tmp_path / "second")  # without a metric they are kept
+    loaded = ht.Surrogate.load(tmp_path / "second", network, metric=figures, val_loader=[X])
     assert loaded.directions == UP.directions
     assert loaded.optimize("score", candidates=16, steps=0) == UP.optimize("score", candidates=16, steps=0)
+    data = {"metric": lambda m, x: {"other": m(x).mean(), "score": m(x).mean()}, "val_loader": [X]}
+    other = ht.Surrogate.load(tmp_path / "second", network, directions={"other": "maximize"}, **data)
+    assert other.directions == {"other": "maximize", "score": "maximize"}
+    few = {"metric": lambda m, x: {"other": m(x).mean()}, "val_loader": [X]}
+    assert ht.Surrogate.load(tmp_path / "second", network, **few).directions == {"other": "minimize"}
 
 
 def suggest(trial: optuna.Trial, names: ht.SearchSpace) -> float:

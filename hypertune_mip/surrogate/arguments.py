@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
-from hypertune_mip.directions import Direction
+from hypertune_mip.directions import Direction, checked_directions
 from hypertune_mip.errors import DataError, LossError, NetworkError
 from hypertune_mip.evaluation import Evaluator
 from hypertune_mip.hypernetwork import HyperNetwork
@@ -120,9 +120,10 @@ def evaluator_of(
         DataError: If `metric` or `val_loader` is there without the other, or the loader is no batches or empty.
     """
     check_validation(metric, val_loader)
+    stated = checked_directions(directions)
     if metric is None or val_loader is None:
         return None
-    return Evaluator(hypernet, metric, val_loader, memory_budget=memory_budget, directions=directions)
+    return Evaluator(hypernet, metric, val_loader, memory_budget=memory_budget, directions=stated)
 
 
 def _kind(value: Any) -> str:

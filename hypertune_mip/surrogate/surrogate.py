@@ -709,18 +709,23 @@ class Surrogate:
             StorageError: If the folder is damaged or foreign, or does not fit the network or the space.
         """
         hypernet, parts = load_surrogate(folder, network, space)
-        correction = parts["correction"]
+        correction, saved = parts["correction"], parts["directions"]
+        if loss is not None:
+            loss, metric, directions = goal_of(loss, metric, directions, val_loader)
+        evaluator = evaluator_of(hypernet.to(device), metric, val_loader, directions=directions)
+        if evaluator is not None:  # with a metric that need not have all that were there
+            known = {name: saved[name] for name in evaluator.names() if name in saved}
+            evaluator.stated_directions = known | evaluator.stated_directions
         return cls(
-            hypernet.to(device),
+            hypernet,
             loss=loss,
-            metric=metric,
-            val_loader=val_loader,
             train_loader=train_loader,
             recipe=recipe,
             history=parts["history"],
             execution=parts["execution"],
             early=parts["early"],
-            directions=parts["directions"] if directions is None else directions,
+            directions=saved | dict(directions or {}),
+            evaluator=evaluator,
             reports=[TrustReport.from_dict(report) for report in parts["reports"]],
             correction=None if correction is None else Correction(**correction),
         )

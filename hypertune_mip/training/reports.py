@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hypertune_mip.directions import sign
 from hypertune_mip.errors import HypertuneWarning, TrainingError
 from hypertune_mip.evaluation import Evaluator
 from hypertune_mip.hypernetwork import HyperNetwork
@@ -114,10 +115,11 @@ def is_due(epoch: int, epochs: int, every: int | None) -> bool:
 
 
 def validation(evaluator: Evaluator, options: Options) -> Record:
-    """Best and mean of each metric over a fixed set of settings."""
+    """Best, in its direction, and mean of each metric over a fixed set of settings."""
     values = evaluator(evaluator.hypernet.space.sample(options.validation_settings, seed=options.seed))
     record: Record = {}
     for name, value in values.items():
-        record[f"validation/{name}/best"] = float(value.min())
+        turned = sign(evaluator.directions[name])
+        record[f"validation/{name}/best"] = turned * float((turned * value).min())
         record[f"validation/{name}/mean"] = float(value.mean())
     return record
