@@ -56,6 +56,9 @@ class Shrunk:
     def description(self) -> dict[str, Any]:
         return {"from": "shrunk", "end": self._end.description()}
 
+    def on(self, device: torch.device) -> Shrunk:
+        return self
+
 
 class Fresh:
     """First weights of the network, the same at all settings."""
@@ -68,6 +71,9 @@ class Fresh:
 
     def description(self) -> dict[str, Any]:
         return {"from": "fresh"}
+
+    def on(self, device: torch.device) -> Fresh:
+        return self
 
 
 def run(smoke: bool = False) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _fresh(task: tasks.Task, case: str, seed: int, cost: float, hypernet: ht.Hyp
     """The policy of `deliver` without a hypernetwork."""
     begin = time.perf_counter()
     trainer = tasks.trainer(task, branch_points={"end": Fresh(hypernet)})
-    rungs = rungs_of(cost)
+    rungs = rungs_of(cost, trainer.share_of)
     configs = task.space.from_unit(task.space.sample(rungs[0].candidates, seed=seed))
     plan = Plan(configs, ["spread"] * len(configs), 0.0)
     own = delivered(trainer, plan, rungs, "loss", "minimize", seed=seed, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from numbers import Real
 from typing import Any
@@ -67,3 +68,11 @@ def real_number(name: str, value: Any, *, error: type[HypertuneError]) -> float:
     if isinstance(number, bool) or not isinstance(number, Real):
         raise error(f"`{name}` must be a number, but got {value!r}.")
     return float(number)
+
+
+def positive_number(name: str, value: Any, *, error: type[HypertuneError]) -> float:
+    """A finite number above 0 of any type as a float; raises `error` otherwise."""
+    number = real_number(name, value, error=error)
+    if not 0.0 < number < math.inf:
+        raise error(f"`{name}` must be a positive number, but got {value!r}.")
+    return number

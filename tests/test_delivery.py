@@ -199,6 +199,57 @@ def test_where_all_branches_diverge_there_is_no_network() -> None:
         delivered(recipe=recipe)
 
 
+def test_what_is_infinite_is_not_delivered() -> None:
+    def metric(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        return {"error": problem.metric(model, batch)["error"] + math.inf}
+
+    own = problem.fit(epochs=8, metric=metric, val_loader=problem.loader(shuffle=False))
+    with pytest.raises(ht.TrainingError, match=r"All \d+ branches diverged"):
+        own.deliver("error", progress=False)
+
+
+def test_a_metric_that_fails_on_a_part_of_the_data_loses_no_network() -> None:
+    def score(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        if len(targets) < problem.EXAMPLES:
+            raise ValueError("too few")
+        return {"score": (outputs - targets).abs().max()}
+
+    metric = ht.metrics.whole_set(lambda model, batch: model(batch[0]), score)
+    own = problem.fit(epochs=8, metric=metric, val_loader=problem.loader(shuffle=False))
+    with pytest.warns(ht.HypertuneWarning, match="no intervals.*too few"):
+        found = own.deliver("score", progress=False)
+    assert math.isnan(found.value.low) and found.value.value > 0.0
+
+
+class Uncounted:
+    """A loader without a length."""
+
+    def __iter__(self) -> Any:
+        return iter(problem.loader(shuffle=False))
+
+
+def test_a_loader_without_length_is_counted_in_epochs() -> None:
+    own = problem.fit(epochs=8, schedule=None, train_loader=Uncounted(), **problem.validation())
+    found = own.deliver("error", progress=False)
+    spent = sum(each.share for each in found.candidates)
+    assert found.cost - found.cost_of_fit == pytest.approx(spent) and 1.0 <= spent <= 2.0 + 1e-9
+    assert all((8 * each.share) % 1 == 0 for each in found.candidates)
+    short = own.replace(recipe=ht.Recipe(epochs=2, schedule=None))
+    assert sum(each.share for each in short.deliver("error", progress=False).candidates) <= 2.0 + 1e-9
+    with pytest.raises(ht.OptionError, match=r"enough for a step of a branch, 0\.5 of a training"):
+        short.deliver("error", trainings=0.3)
+
+
+def test_the_cost_of_fit_does_not_depend_on_how_batches_are_accumulated() -> None:
+    costs = [
+        problem.fit(epochs=30, accumulate=count, settings_per_step=1, **problem.validation())
+        .deliver("error", trainings=0.2, progress=False)
+        .cost_of_fit
+        for count in (1, 3)
+    ]
+    assert 0.2 < costs[0] / costs[1] < 5.0  # three times by the steps alone, and machines are busy
+
+
 @pytest.mark.parametrize("trainings", [0.0, -1.0, math.nan, "two"])
 def test_trainings_are_a_positive_number(trainings: Any) -> None:
     with pytest.raises(ht.OptionError, match="`trainings`"):
@@ -222,6 +273,42 @@ def test_what_a_delivery_says() -> None:
     assert text.count("<- this network") == 1
     assert len(text.splitlines()) == 3 + len(found.candidates)
     assert "cost=" in repr(found)
+
+
+# Fronts
+
+
+def test_a_front_of_networks() -> None:
+    found = surrogate().deliver_front(["error", "size"], points=3, progress=False)
+    assert 1 <= len(found) <= 3
+    values = [[one.values[name].value for name in ("error", "size")] for one in found]
+    assert values == sorted(values)
+    everything = [[each.values[name] for name in ("error", "size")] for each in found[0].candidates]
+    assert len(everything) <= 6
+    for one, own in zip(found, values, strict=True):
+        assert list(measured(one.network).values()) == pytest.approx(own, rel=1e-5)
+        assert one.config == one.candidates[one.chosen].config
+        assert not any(other[0] <= own[0] and other[1] <= own[1] and other != own for other in everything)
+    assert found[0].cost - found[0].cost_of_fit == pytest.approx(3.0, abs=0.3)
+
+
+def test_a_front_in_the_metrics_directions() -> None:
+    def both(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        found = problem.metric(model, batch)
+        return {"score": -found["error"], "size": found["size"]}
+
+    own = problem.fit(
+        epochs=8, metric=both, val_loader=problem.validation()["val_loader"], directions={"score": "maximize"}
+    )
+    found = own.deliver_front(["score", "size"], points=2, progress=False)
+    expected = problem.fit(epochs=8, **problem.validation()).deliver_front(["error", "size"], points=2, progress=False)
+    assert [one.config for one in found] == [one.config for one in expected]
+
+
+@pytest.mark.parametrize("metrics", ["error", ["error"], [], ["error", "error"], ["error", "depth"]])
+def test_a_front_is_of_several_metrics(metrics: Any) -> None:
+    with pytest.raises(ht.SpaceError, match=r"at least two metric names|'depth' is unknown"):
+        surrogate().deliver_front(metrics)
 
 
 # Going on

@@ -32,28 +32,26 @@ def standard_errors(metric: Metric, run: Run, data: ValidationData) -> dict[str,
         run: Runs a function of (model, batch), its result with the axis S = 1 in front.
         data: That the network is measured on.
     """
-    groups = _groups(data)
-    if groups is None:
+    rests = _without_each_group(data)
+    if rests is None:
         return dict.fromkeys(measured(metric, run, data), math.nan)
-    without: list[dict[str, Tensor]] = []
-    for left_out in range(GROUPS):
-        rest = [batch for index, group in enumerate(groups) if index != left_out for batch in group]
-        without.append(measured(metric, run, rest))
+    without = [measured(metric, run, rest) for rest in rests]
     table = {name: torch.cat([values[name] for values in without]) for name in without[0]}
     return {name: math.sqrt((GROUPS - 1) * float(column.var(correction=0))) for name, column in table.items()}
 
 
-def _groups(data: ValidationData) -> list[list[Any]] | None:
-    """The examples in groups of about the same size, or None where that cannot be."""
+def _without_each_group(data: ValidationData) -> list[list[Any]] | None:
+    """For each group the batches without its examples, or None where that cannot be."""
     if data.batches is None:  # too many to hold, and to matter
         return None
     batches = list(data)
     sizes = [_size(batch) for batch in batches]
-    if None not in sizes and sum(filter(None, sizes)) >= 2 * GROUPS:
-        return _divided(batches, [size for size in sizes if size is not None])
-    if len(batches) >= 3 * GROUPS:
-        return [batches[index::GROUPS] for index in range(GROUPS)]
-    return None
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes) or sum(known) < 2 * GROUPS:
+        if len(batches) < 3 * GROUPS:
+            return None
+        return [[batch for index, batch in enumerate(batches) if index % GROUPS != group] for group in range(GROUPS)]
+    return [_without(batches, known, group) for group in range(GROUPS)]
 
 
 def _size(batch: Any) -> int | None:
@@ -69,18 +67,16 @@ def _size(batch: Any) -> int | None:
     return size if divisible else None
 
 
-def _divided(batches: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
-    """Each tenth example in a group of its own, counted over all batches."""
-    groups: list[list[Any]] = [[] for _ in range(GROUPS)]
-    before = 0
+def _without(batches: Sequence[Any], sizes: Sequence[int], group: int) -> list[Any]:
+    """The batches without each tenth example, counted over all of them."""
+    rest, before = [], 0
     for batch, size in zip(batches, sizes, strict=True):
-        for index, group in enumerate(groups):
-            first = (index - before) % GROUPS
-            if first < size:
-                group.append(_rows(batch, slice(first, None, GROUPS)))
+        kept = (torch.arange(before, before + size) % GROUPS != group).nonzero().flatten()
         before += size
-    return groups
+        if len(kept):
+            rest.append(_rows(batch, kept))
+    return rest
 
 
-def _rows(batch: Any, rows: slice) -> Any:
-    return mapped(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)
+def _rows(batch: Any, rows: Tensor) -> Any:
+    return mapped(lambda leaf: leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
-from hypertune_mip.arguments import real_number
+from hypertune_mip.arguments import positive_number
 from hypertune_mip.errors import StorageError
 from hypertune_mip.evaluation import Measure
 from hypertune_mip.space import Value
 from hypertune_mip.storage import load_json, save_json
 from hypertune_mip.surrogate.search import diverse_best
-from hypertune_mip.training import OptionError
-from hypertune_mip.trainings import BranchPoint
+from hypertune_mip.training import OptionError, Record
+from hypertune_mip.trainings import BranchPoint, Trainer
+from hypertune_mip.trainings.store import name_of
 
 Origin = Literal["best", "spread"]
 _KIND = "delivery"
@@ -70,6 +72,24 @@ def candidates(measure: Measure, metric: str, count: int, *, seed: int) -> tuple
     return [configs[row] for row in rows], ["best" if row < len(best) else "spread" for row in rows]
 
 
+def along_front(table: Float[np.ndarray, "S metrics"], count: int) -> list[int]:
+    """Rows that lie far apart in metrics, each as a share of its range: the best in the first metric, then others.
+
+    Args:
+        table: Small values are the better ones.
+        count: How many, at most.
+    """
+    scale = np.ptp(table, axis=0)
+    scaled = table / np.where(scale > 0, scale, 1.0)
+    chosen = [int(scaled[:, 0].argmin())]
+    while len(chosen) < min(count, len(table)):
+        distance = np.abs(scaled[:, None] - scaled[chosen]).sum(-1).min(-1)
+        if not distance.max() > 0:
+            break
+        chosen.append(int(distance.argmax()))
+    return sorted(chosen, key=lambda row: tuple(scaled[row]))
+
+
 def kept(folder: str | Path | None, about: Mapping[str, Any], make: Callable[[], Plan]) -> Plan:
     """The plan that an earlier call has kept in a folder, if it was about the same; otherwise one that is kept now.
 
@@ -83,8 +103,7 @@ def kept(folder: str | Path | None, about: Mapping[str, Any], make: Callable[[],
     """
     if folder is None:
         return make()
-    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
-    path = Path(folder) / f"delivery-{name}.json"
+    path = Path(folder) / f"delivery-{name_of(about)}.json"
     if not path.exists():
         plan = make()
         save_json(path, {"about": dict(about), **plan._asdict()}, kind=_KIND)
@@ -96,26 +115,51 @@ def kept(folder: str | Path | None, about: Mapping[str, Any], make: Callable[[],
         raise StorageError(f"'{path}' does not hold what a delivery needs: {error!r}.") from error
 
 
-def rungs_of(trainings: float) -> tuple[Rung, ...]:
+def rungs_of(trainings: float, share_of: Callable[[float], float]) -> tuple[Rung, ...]:
     """Rungs whose branches cost no more than `trainings`: 7 of a tenth, 3 of a quarter and 1 of a half for two.
 
     All start from the end of the hypernetwork's training: early weights would order settings better, but these are also
     to be networks that may be delivered.
 
+    Args:
+        trainings: To spend.
+        share_of: What a share of the recipe is in whole steps: short recipes have no tenth.
+
     Raises:
-        OptionError: If `trainings` is no positive number.
+        OptionError: If `trainings` is no positive number, or too little for one step.
     """
-    left = real_number("trainings", trainings, error=OptionError)
-    if not 0.0 < left < math.inf:
-        raise OptionError(f"`trainings` must be a positive number, but got {left}.")
-    last = max(1, math.floor(left / 2))
-    rungs = [Rung(last, min(left, _LAST), "end")]
-    left -= rungs[0].share * last
-    middle = math.floor(left / 2 / _MIDDLE + _ROUNDING)
-    if middle > last:
-        rungs.insert(0, Rung(middle, _MIDDLE, "end"))
-        left -= _MIDDLE * middle
-    first = math.floor(left / _FIRST + _ROUNDING)
-    if first > rungs[0].candidates:
-        rungs.insert(0, Rung(first, _FIRST, "end"))
+    left = positive_number("trainings", trainings, error=OptionError)
+    shares = [share_of(share) for share in (_FIRST, _MIDDLE, _LAST)]
+    last = math.floor(left / 2 + _ROUNDING)
+    if last == 0:
+        last, shares[-1] = 1, min(shares[-1], share_of(left))
+        if shares[-1] > left + _ROUNDING:
+            raise OptionError(
+                f"`trainings` must be enough for a step of a branch, {share_of(0.0):g} of a training, but got {left:g}."
+            )
+    last = max(1, min(last, math.floor(left / shares[-1] + _ROUNDING)))
+    rungs = [Rung(last, shares[-1], "end")]
+    left -= shares[-1] * last
+    for share, part in ((shares[1], 0.5), (shares[0], 1.0)):
+        count = math.floor(part * left / share + _ROUNDING)
+        if count > rungs[0].candidates and share < rungs[0].share:
+            rungs.insert(0, Rung(count, share, "end"))
+            left -= share * count
     return tuple(rungs)
+
+
+def cost_of_fit(history: Sequence[Record], trainer: Trainer, config: Mapping[str, Value]) -> float:
+    """What training a hypernetwork has cost, in trainings by the trainer's recipe, by the clock; NaN if not known.
+
+    Args:
+        history: Of its epochs.
+        trainer: By which a few steps of a plain network are timed.
+        config: Of that network.
+    """
+    seconds = sum(float(record["seconds"]) for record in history)
+    if not seconds > 0:
+        return math.nan
+    if trainer.steps is not None:
+        return seconds / trainer.seconds_of_training(config)
+    steps = history[-1]["step"] / len(history) * trainer.recipe.epochs  # where batches were not accumulated
+    return seconds / trainer.seconds_of_training(config, steps=round(steps))

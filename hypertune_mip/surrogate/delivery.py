@@ -9,6 +9,7 @@ Talwalkar, AISTATS 2016, where a rung goes on with what the one before has train
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,13 +18,15 @@ from scipy.stats import t as student
 from torch import nn
 
 from hypertune_mip.directions import Direction, sign
-from hypertune_mip.errors import TrainingError
+from hypertune_mip.errors import HypertuneWarning, TrainingError
 from hypertune_mip.evaluation.sampling import GROUPS
 from hypertune_mip.space import Value
-from hypertune_mip.surrogate.candidates import Origin, Plan, Rung
+from hypertune_mip.surrogate.candidates import Origin, Plan, Rung, along_front
+from hypertune_mip.surrogate.screen import non_dominated
 from hypertune_mip.trainings import Branches, BranchPoint, Trainer
 from hypertune_mip.verification.statistics import Estimate
 
+_NEAR = 1e-3  # of a metric, by rounding
 _QUANTILE = float(student.ppf(0.95, GROUPS - 1))  # of both sides of a 90 % interval
 
 
@@ -145,26 +148,73 @@ def delivered(
     cost = 0.0
     for number, rung in enumerate(rungs, start=1):
         left = left[: rung.candidates]
+        if not left:
+            break
         configs = [plan.configs[index] for index in left]
         found = trainer.branch(configs, share=rung.share, start=rung.start, seed=seed, progress=progress)
         cost += found.cost
-        scores = sign(direction) * np.nan_to_num(found.metrics[metric], nan=sign(direction) * math.inf)
+        values = found.metrics[metric]
+        scores = np.where(np.isfinite(values), sign(direction) * values, math.inf)
         order = np.argsort(scores, kind="stable")
         if np.isfinite(scores[order[0]]) and (best is None or scores[order[0]] < best[0]):
             best = float(scores[order[0]]), len(candidates) + int(order[0]), found.make(int(order[0]))
         candidates += _candidates(found, number, [plan.chosen[index] for index in left])
-        left = [left[index] for index in order]
+        left = [left[index] for index in order if np.isfinite(scores[index])]
     if best is None:
-        raise TrainingError(
-            f"All {len(candidates)} branches diverged, or had no {metric!r}, so there is no network to deliver. Lower"
-            " the learning rate of the recipe, or the largest penalties in the space."
-        )
+        raise _all_diverged(len(candidates), metric)
     _, chosen, network = best
-    errors = trainer.standard_errors(network)
-    values = {
-        name: Estimate(value, value - _QUANTILE * errors[name], value + _QUANTILE * errors[name])
-        for name, value in candidates[chosen].values.items()
-    }
+    return _delivered(trainer, plan, candidates, chosen, network, metric, direction, cost)
+
+
+def delivered_front(
+    trainer: Trainer,
+    plan: Plan,
+    directions: Mapping[str, Direction],
+    share: float,
+    points: int,
+    *,
+    seed: int,
+    progress: bool,
+) -> tuple[Delivered, ...]:
+    """Networks that no other one beats in every metric, on validation data, apart from each other.
+
+    Args:
+        trainer: Of the branches.
+        plan: The candidates, all of which are trained once.
+        directions: Of the metrics, by name; networks are sorted by the first.
+        share: Of the recipe that a branch takes.
+        points: How many networks, at most.
+        seed: Of the branches.
+        progress: Whether to show a bar.
+
+    Raises:
+        TrainingError: If all branches diverge.
+    """
+    found = trainer.branch(plan.configs, share=share, start="end", seed=seed, progress=progress)
+    table = np.stack([sign(way) * found.metrics[name] for name, way in directions.items()], axis=1)
+    front = non_dominated(table)
+    if not front:
+        raise _all_diverged(len(table), ", ".join(directions))
+    candidates = _candidates(found, 1, plan.chosen)
+    metric, direction = next(iter(directions.items()))
+    return tuple(
+        _delivered(trainer, plan, candidates, row, found.make(row), metric, direction, found.cost)
+        for row in (front[index] for index in along_front(table[front], points))
+    )
+
+
+def _delivered(
+    trainer: Trainer,
+    plan: Plan,
+    candidates: Sequence[Candidate],
+    chosen: int,
+    network: nn.Module,
+    metric: str,
+    direction: Direction,
+    cost: float,
+) -> Delivered:
+    _warn_of_lost_state(candidates[chosen].values, trainer.measure(network))
+    values = _with_intervals(candidates[chosen].values, trainer, network)
     return Delivered(
         network=network,
         config=candidates[chosen].config,
@@ -175,6 +225,44 @@ def delivered(
         cost_of_fit=plan.cost_of_fit,
         candidates=tuple(candidates),
         chosen=chosen,
+    )
+
+
+def _with_intervals(values: Mapping[str, float], trainer: Trainer, network: nn.Module) -> dict[str, Estimate]:
+    """The values with 90 % intervals, or without where the metric does not take a part of the data."""
+    try:
+        errors = trainer.standard_errors(network)
+    except Exception as error:  # the user's own, of any kind: the network is there, and must not be lost
+        warnings.warn(
+            f"The values have no intervals: the metric fails on nine tenths of the validation data: {error}",
+            HypertuneWarning,
+            stacklevel=5,
+        )
+        errors = dict.fromkeys(values, math.nan)
+    return {
+        name: Estimate(value, value - _QUANTILE * errors[name], value + _QUANTILE * errors[name])
+        for name, value in values.items()
+    }
+
+
+def _warn_of_lost_state(told: Mapping[str, float], found: Mapping[str, float]) -> None:
+    """Warn where a network that was put together again from what is kept is another one than was trained."""
+    for name, value in told.items():
+        if not np.isclose(value, found[name], rtol=_NEAR, atol=_NEAR, equal_nan=True):
+            warnings.warn(
+                f"The network that was trained had {name!r} {value:.5g}, but from what is kept of it comes one with"
+                f" {found[name]:.5g}. Its modules keep state that is neither a parameter, a buffer, nor a number or"
+                " tensor in an attribute, or the metric is random.",
+                HypertuneWarning,
+                stacklevel=5,
+            )
+            return
+
+
+def _all_diverged(count: int, what: str) -> TrainingError:
+    return TrainingError(
+        f"All {count} branches diverged, or had no {what}, so there is no network to deliver. Lower the learning rate"
+        " of the recipe, or the largest penalties in the space."
     )
 
 

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypertune_mip.arguments import seed_number, whole_number
-from hypertune_mip.directions import Direction, checked_directions
+from hypertune_mip.arguments import positive_number, seed_number, whole_number
+from hypertune_mip.directions import Direction, checked_directions, sign
 from hypertune_mip.errors import DataError, HypertuneWarning, SpaceError
-from hypertune_mip.evaluation import Emulator, Evaluator, Metric, check_metric
+from hypertune_mip.evaluation import Evaluator, Metric, check_metric
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Config, SearchSpace
-from hypertune_mip.surrogate import search
+from hypertune_mip.surrogate.answers import Answers
 from hypertune_mip.surrogate.arguments import evaluator_of, goal_of
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
-from hypertune_mip.surrogate.candidates import Plan, candidates, kept, rungs_of
-from hypertune_mip.surrogate.delivery import Delivered, delivered
+from hypertune_mip.surrogate.candidates import Plan, along_front, candidates, cost_of_fit, kept, rungs_of
+from hypertune_mip.surrogate.delivery import Delivered, delivered, delivered_front
 from hypertune_mip.surrogate.materialize import materialize
 from hypertune_mip.surrogate.persistence import load_surrogate, save_surrogate
 from hypertune_mip.surrogate.trust import corrected, make_report, settings_to_verify
@@ -33,14 +31,11 @@ from hypertune_mip.tasks import Task
 from hypertune_mip.training import Loss, OptionError, Record
 from hypertune_mip.trainings import Branches, Executor, FromHypernetwork, Recipe, Trainer
 from hypertune_mip.trainings.starts import Initialize, Starts, digest
-from hypertune_mip.verification.calibration import Calibrated
 from hypertune_mip.verification.report import TrustReport
-from hypertune_mip.verification.response import responses
-from hypertune_mip.verification.statistics import Estimate
 from hypertune_mip.verification.unused import unused_hyperparameters
 
 
-class Surrogate:
+class Surrogate(Answers):
     """Metrics of the primary network at any setting, without training; what `fit` returns.
 
     Args:
@@ -184,168 +179,6 @@ class Surrogate:
     def _measure(self) -> Evaluator | CalibratedEvaluator:
         return self._evaluate if self._calibrated is None else self._calibrated
 
-    @overload
-    def evaluate(self, config: Config, *, interval: Literal[False] = False) -> dict[str, float]: ...
-
-    @overload
-    def evaluate(self, config: Config, *, interval: Literal[True]) -> dict[str, Estimate]: ...
-
-    def evaluate(self, config: Config, *, interval: bool = False) -> dict[str, float] | dict[str, Estimate]:
-        """Metrics at one config, by name; of a calibrated surrogate the calibrated ones.
-
-        Args:
-            config: Native values.
-            interval: Whether to give an `Estimate` with the ends of a 90 % interval for what one real training would
-                give, instead of a number.
-
-        Raises:
-            SpaceError: If the config has an unknown or missing name or a value outside the space, or there are several.
-            DataError: If the surrogate has no validation data, or an interval is asked for before calibration.
-        """
-        units = self.space.unit_of(config)
-        if not interval:
-            return {name: float(value[0]) for name, value in self.evaluate_units(units).items()}
-        return {
-            name: Estimate(float(one.mean[0]), float(one.low[0]), float(one.high[0]))
-            for name, one in self.intervals(units).items()
-        }
-
-    def evaluate_batch(self, configs: Sequence[Config], *, progress: bool = False) -> dict[str, Float[np.ndarray, "S"]]:
-        """Metrics at many configs, by name, in their order; thousands are cut to what the memory budget allows.
-
-        Raises:
-            SpaceError: As in `evaluate`.
-        """
-        return self.evaluate_units(self.space.to_unit(configs), progress=progress)
-
-    def evaluate_units(
-        self, units: Float[Tensor, "S d"], *, progress: bool = False
-    ) -> dict[str, Float[np.ndarray, "S"]]:
-        """`evaluate_batch` at units, for code that samples in the unit cube; discrete columns are snapped."""
-        units = self.space.check_units(units)
-        values = self._measure(self.space.snap(units), progress=progress)
-        return {name: value.numpy() for name, value in values.items()}
-
-    def intervals(self, units: Float[Tensor, "S d"]) -> dict[str, Calibrated]:
-        """Calibrated metrics at units with their 90 % intervals, by name, for code that samples in the unit cube.
-
-        Raises:
-            SpaceError: As in `evaluate_units`.
-            DataError: If the surrogate has not been calibrated.
-        """
-        units = self.space.check_units(units)
-        if self._calibrated is None:
-            raise DataError(
-                "A surrogate knows intervals only after calibration: surrogate.calibrated(surrogate.verify(metric))."
-            )
-        return self._calibrated.intervals(self.space.snap(units))
-
-    def gradient(self, config: Config, metric: str) -> dict[str, float]:
-        """Derivative of a metric with respect to each continuous hyperparameter, native scale, by name.
-
-        Integers, stepped floats and categoricals have no derivative and are left out.
-
-        Raises:
-            SpaceError: As in `evaluate`, or if the metric is unknown.
-        """
-        return search.gradient(self._measure, self.space.unit_of(config), metric)
-
-    def optimize(
-        self, metric: str, *, candidates: int = 512, starts: int = 8, steps: int = 30, seed: int = 0
-    ) -> search.Optimum:
-        """The setting with the best metric, in its direction: Sobol candidates, then batched descent from the best.
-
-        Args:
-            metric: Name.
-            candidates: Sobol settings to look at first.
-            starts: How many of the best descend.
-            steps: Of the descent; 0 for candidates alone.
-            seed: Of the candidates.
-
-        Raises:
-            SpaceError: If the metric is unknown, or there is not at least one candidate and start.
-
-        Warns:
-            HypertuneWarning: Of `doubts`.
-        """
-        candidates = whole_number("candidates", candidates, low=1, error=SpaceError)
-        starts = whole_number("starts", starts, low=1, error=SpaceError)
-        steps = whole_number("steps", steps, low=0, error=SpaceError)
-        seed = seed_number(seed, error=SpaceError)
-        self.warn_of_doubts(metric, stacklevel=3)
-        return search.optimize(self._measure, metric, candidates=candidates, starts=starts, steps=steps, seed=seed)
-
-    def pareto_front(
-        self, metrics: Sequence[str], *, candidates: int = 1024, seed: int = 0, emulator: Emulator | None = None
-    ) -> list[search.ParetoPoint]:
-        """Settings among `candidates` that no other one beats in every metric, each in its direction.
-
-        The best in the first metric comes first.
-
-        Args:
-            metrics: Names.
-            candidates: Sobol settings to look at.
-            seed: Of the candidates.
-            emulator: Of this surrogate. It screens the candidates, which may then be a million: only those near the
-                front, 4,096 at most, are evaluated. The values are the surrogate's own in any case.
-
-        Raises:
-            SpaceError: If a metric is unknown or none is given, there is no candidate, or the emulator is of another
-                space.
-
-        Warns:
-            HypertuneWarning: Of `doubts`.
-        """
-        if not metrics or isinstance(metrics, str):
-            raise SpaceError(f"`metrics` must be a list of metric names, but got {metrics!r}.")
-        candidates = whole_number("candidates", candidates, low=1, error=SpaceError)
-        if emulator is not None:
-            emulator.check_space(self.space)
-        self.warn_of_doubts(*metrics, stacklevel=3)
-        return search.pareto_front(self._measure, metrics, candidates=candidates, seed=seed, emulator=emulator)
-
-    def emulator(self, *, points: int = 2048, seed: int = 0, progress: bool = True) -> Emulator:
-        """A fast response surface of the surrogate as it is now: 100,000 settings a second, within stated errors.
-
-        For sliders, and to screen very many settings; what matters in the end should be evaluated exactly.
-
-        Args:
-            points: Settings to evaluate exactly. An eighth of them are not fitted but tell the error.
-            seed: Of the settings.
-            progress: Whether to show a bar.
-
-        Raises:
-            SpaceError: If the space holds but one setting, or there are fewer than 16 points.
-            DataError: If the metrics are finite at less than half of the points.
-
-        Warns:
-            HypertuneWarning: If the error of a metric is not small (see `EmulatorAccuracy`).
-
-        Example:
-            >>> from optuna.distributions import FloatDistribution
-            >>> space = SearchSpace({"dropout": FloatDistribution(0.0, 0.5)})
-            >>> surrogate = Surrogate(
-            ...     HyperNetwork(nn.Linear(3, 1), space),
-            ...     metric=lambda model, x: {"loss": model(x).square().mean()},
-            ...     val_loader=[torch.ones(4, 3)],
-            ... )
-            >>> emulator = surrogate.emulator(points=64, progress=False)
-            >>> emulator(space.sample(10_000))["loss"].shape
-            (10000,)
-            >>> emulator.errors["loss"].small
-            True
-        """
-        points, seed = whole_number("points", points, error=SpaceError), seed_number(seed, error=SpaceError)
-        return Emulator(self.space, lambda units: self._measure(units, progress=progress), points=points, seed=seed)
-
-    def responses(self, *, bases: int = 8) -> dict[str, dict[str, float]]:
-        """How far each hyperparameter alone moves each metric, as a share of its size, by hyperparameter and metric.
-
-        Args:
-            bases: Settings at which the other hyperparameters stay while one goes through its range.
-        """
-        return responses(self._measure, bases=whole_number("bases", bases, low=1, error=SpaceError))
-
     def trainer(
         self,
         recipe: Recipe | None = None,
@@ -467,28 +300,87 @@ class Surrogate:
         """
         check_metric(metric, self.metrics)
         seed = seed_number(seed, error=OptionError)
-        rungs = rungs_of(trainings)
         trainer = self._one_trainer(trainer, recipe, folder, executor)
+        rungs = rungs_of(trainings, trainer.share_of)
         self.warn_of_doubts(metric, stacklevel=3)
 
         def plan() -> Plan:
             configs, chosen = candidates(self._measure, metric, rungs[0].candidates, seed=seed)
-            return Plan(configs, chosen, self._cost_of_fit(trainer, configs[0]))
+            return Plan(configs, chosen, cost_of_fit(self.history, trainer, configs[0]))
 
-        about = self._about_delivery(trainer) | {
-            "metric": metric,
-            "rungs": [list(rung) for rung in rungs],
-            "seed": seed,
+        about = {"metric": metric, "rungs": [list(rung) for rung in rungs], "seed": seed}
+        first = self._kept_plan(trainer, about, plan)
+        direction = self.directions[metric]
+        return delivered(trainer, first, rungs, metric, direction, seed=seed, progress=progress)
+
+    def deliver_front(
+        self,
+        metrics: Sequence[str],
+        trainings: float = 3.0,
+        *,
+        points: int = 3,
+        recipe: Recipe | None = None,
+        folder: str | Path | None = None,
+        executor: Executor | None = None,
+        trainer: Trainer | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> tuple[Delivered, ...]:
+        """Finished networks that no other one beats in every metric, on validation data, sorted by the first metric.
+
+        Twice as many settings along the surrogate's front as networks are wanted are trained for the same share of the
+        recipe, half of it at most, from the weights that the hypernetwork makes there.
+
+        Args:
+            metrics: Names, in their directions.
+            trainings: As in `deliver`.
+            points: How many networks, at most.
+            recipe: As in `deliver`.
+            folder: As in `deliver`.
+            executor: As in `deliver`.
+            trainer: As in `deliver`.
+            seed: As in `deliver`.
+            progress: Whether to show bars.
+
+        Raises:
+            SpaceError: If a metric is unknown, or fewer than two are given.
+            OptionError: If a number is none, or `trainer` comes with what it stands for.
+            DataError: As in `trainer`.
+            TrainingError: If all branches diverge.
+            StorageError: If the folder cannot be read or written.
+
+        Warns:
+            HypertuneWarning: Of `doubts`, and of branches that diverge.
+        """
+        if isinstance(metrics, str) or len(set(metrics)) < 2:
+            raise SpaceError(f"`metrics` must be a list of at least two metric names, but got {metrics!r}.")
+        for name in metrics:
+            check_metric(name, self.metrics)
+        spent = positive_number("trainings", trainings, error=OptionError)
+        points = whole_number("points", points, low=1, error=OptionError)
+        seed = seed_number(seed, error=OptionError)
+        trainer = self._one_trainer(trainer, recipe, folder, executor)
+        directions = {name: self.directions[name] for name in metrics}
+        share = min(0.5, spent / (2 * points))
+
+        def plan() -> Plan:
+            front = self.pareto_front(metrics, seed=seed)
+            table = np.array([[sign(directions[name]) * point.values[name] for name in metrics] for point in front])
+            configs = [dict(front[row].config) for row in along_front(table, 2 * points)]
+            return Plan(configs, ["best"] * len(configs), cost_of_fit(self.history, trainer, configs[0]))
+
+        first = self._kept_plan(trainer, {"metrics": list(metrics), "points": points, "seed": seed}, plan)
+        return delivered_front(trainer, first, directions, share, points, seed=seed, progress=progress)
+
+    def _kept_plan(self, trainer: Trainer, about: dict[str, Any], make: Callable[[], Plan]) -> Plan:
+        """The candidates that an earlier call has kept in the trainer's folder, or those that this one keeps."""
+        mine = {
+            "weights": digest(self.hypernet.state_dict().items()),
+            "reports": [report.to_dict() for report in self.reports[: self._known]],
+            "directions": self.directions,
+            "trainings": trainer.about(self.space.from_unit(self.space.sample(1))[0]),
         }
-        return delivered(
-            trainer,
-            kept(trainer.folder, about, plan),
-            rungs,
-            metric,
-            self.directions[metric],
-            seed=seed,
-            progress=progress,
-        )
+        return kept(trainer.folder, about | mine, make)
 
     def _one_trainer(
         self, trainer: Trainer | None, recipe: Recipe | None, folder: str | Path | None, executor: Executor | None
@@ -498,23 +390,6 @@ class Surrogate:
         if (recipe, folder, executor) != (None, None, None):
             raise OptionError("`trainer` stands for `recipe`, `folder` and `executor`: pass it, or those.")
         return trainer
-
-    def _about_delivery(self, trainer: Trainer) -> dict[str, Any]:
-        """What must be the same for a delivery to go on with the candidates of an earlier call, in plain values."""
-        return {
-            "weights": digest(self.hypernet.state_dict().items()),
-            "directions": self.directions,
-            "reports": [report.to_dict() for report in self.reports[: self._known]],
-            "epochs": trainer.recipe.epochs,
-        }
-
-    def _cost_of_fit(self, trainer: Trainer, config: Config) -> float:
-        """In trainings with the trainer's recipe, by the clock; NaN where it is not known how long `fit` took."""
-        seconds = sum(float(record["seconds"]) for record in self.history)
-        if not seconds > 0:
-            return math.nan
-        steps = round(self.history[-1]["step"] / len(self.history) * trainer.recipe.epochs)
-        return seconds / trainer.seconds_of_training(config, steps=steps)
 
     def verify(
         self,

@@ -10,6 +10,9 @@ import torch
 
 from hypertune_mip.arguments import SEEDS
 
+SEED_STRIDE = 1_000_003
+"""Between the seeds of runs, whose epochs have seeds of their own: keeps (seed, epoch) pairs apart."""
+
 
 @contextmanager
 def forked_random_state(device: torch.device) -> Iterator[None]:
@@ -23,7 +26,7 @@ def set_seed(seed: int, loader: Iterable[Any], device: torch.device) -> None:
 
     Args:
         seed: Any whole number.
-        loader: Its generator, or its sampler's, is seeded along.
+        loader: Its generator, and those of its samplers, are seeded along.
         device: Where random numbers are drawn.
     """
     if seed not in SEEDS:
@@ -32,7 +35,8 @@ def set_seed(seed: int, loader: Iterable[Any], device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-    for source in (loader, getattr(loader, "sampler", None)):
+    batches = getattr(loader, "batch_sampler", None)
+    for source in (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
         generator = getattr(source, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)

@@ -17,7 +17,7 @@ from hypertune_mip.training.fingerprint import fingerprint
 from hypertune_mip.training.gradients import Gradients
 from hypertune_mip.training.loop import Loop
 from hypertune_mip.training.options import Loss, Options, total_steps
-from hypertune_mip.training.randomness import forked_random_state, set_seed
+from hypertune_mip.training.randomness import SEED_STRIDE, forked_random_state, set_seed
 from hypertune_mip.training.reports import is_due, validation, warn_of_shared_buffers, warn_of_unread
 from hypertune_mip.training.run_state import Planned, Progress, Record, RunState, Trained
 from hypertune_mip.training.settings import SettingsStream
@@ -25,8 +25,6 @@ from hypertune_mip.training.snapshot import Snapshot
 from hypertune_mip.training.step import TrainingStep
 from hypertune_mip.training.strategy import SingleProcess, Strategy
 from hypertune_mip.training.weighting import SettingWeights
-
-_SEED_STRIDE = 1_000_003  # keeps the random states of (seed, epoch) pairs apart
 
 
 def train(
@@ -192,5 +190,5 @@ class _Run:
         return fingerprint(self.state.hypernet, self.options, **made)
 
     def _seed(self, epoch: int) -> None:
-        seed = self.options.seed * _SEED_STRIDE + epoch * self.strategy.world_size + self.strategy.rank
+        seed = self.options.seed * SEED_STRIDE + epoch * self.strategy.world_size + self.strategy.rank
         set_seed(seed, self.loader, self.state.hypernet.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from hypertune_mip.training.fingerprint import described, name_of
 from hypertune_mip.training.options import OptionError, ScheduleFactory
 
-_LOOKED_AT = 1024  # steps at most, to tell one schedule from another
+_LOOKED_AT = 20_000  # steps at most, to tell one schedule from another: half a second
 
 
 class Schedule:
@@ -73,8 +75,9 @@ class Schedule:
     def description(self, total: int | None) -> dict[str, Any] | None:
         """What the factory makes for a run of `total` steps: its class, its numbers, and rates that it gives.
 
-        A function does not say what it does, so two are told apart by the rates after 1, 2, 4, 8, ... steps. Those are
-        of a copy, around an optimiser that does nothing. To be asked before the first step.
+        A function does not say what it does, so two are told apart by what they make of an optimiser's groups at every
+        step, for a digest, and by the rates after 1, 2, 4, 8, ... steps, for a reader. Those are of a copy, around an
+        optimiser that does nothing. To be asked before the first step.
         """
         if self._schedule is None or total is None:
             return None
@@ -84,13 +87,20 @@ class Schedule:
         else:
             optimizer = _Stand(self._groups, self._optimizer.defaults)
             schedule = self._made(optimizer, total)
-        numbers, rates = described(schedule.state_dict()), {}
+        numbers, groups, at_steps = described(schedule.state_dict()), {}, hashlib.sha256()
         with _without_warnings():
             for step in range(1, min(total, _LOOKED_AT) + 1):
                 schedule.step()
+                now = [described({k: v for k, v in g.items() if k != "params"}) for g in optimizer.param_groups]
+                at_steps.update(json.dumps(now).encode())
                 if step & (step - 1) == 0:
-                    rates[str(step)] = described([group.get("lr") for group in optimizer.param_groups])
-        return {"class": name_of(type(schedule)), "numbers": numbers, "rates": rates}
+                    groups[str(step)] = [group.get("lr") for group in now]
+        return {
+            "class": name_of(type(schedule)),
+            "numbers": numbers,
+            "rates": groups,
+            "at_all_steps": at_steps.hexdigest()[:16],
+        }
 
     def _made(self, optimizer: Optimizer, total: int) -> LRScheduler:
         assert self._factory is not None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hypertune_mip.errors import NetworkError
 from hypertune_mip.space import Value
 from hypertune_mip.training.fingerprint import description_of
 from hypertune_mip.training.schedule import Schedule
@@ -26,6 +27,9 @@ class Descent:
     Where all would have the same optimiser, and it treats every number on its own, one moves all of them. Otherwise
     each network has one, which sees its own part of the stacked weights in the network's own shapes.
 
+    Raises:
+        NetworkError: If the recipe's optimiser cannot move stacked weights.
+
     Args:
         recipe: How each network is trained.
         weights: Stacked leaves, (S, ...) each.
@@ -40,17 +44,16 @@ class Descent:
         self._weights = list(weights)
         self._parts = [[torch.nn.Parameter(stack.detach()[i]) for stack in weights] for i in range(len(configs))]
         made = [recipe.made(parts, config) for parts, config in zip(self._parts, configs, strict=True)]
+        if any(_has_hooks(part) for parts in self._parts for part in parts):
+            raise NetworkError(
+                "The recipe's optimiser puts hooks on parameters, which a stack of networks has none of."
+            )
         if _are_one(made):
             self._optimizers = [_around(made[0], dict(zip(map(id, self._parts[0]), self._weights, strict=True)))]
             self._parts = []
         else:
             self._optimizers = made
         self._schedules = [Schedule(recipe.schedule, optimizer, total) for optimizer in self._optimizers]
-
-    @property
-    def optimizers(self) -> int:
-        """How many there are: 1, or one for each network."""
-        return len(self._optimizers)
 
     def step(self) -> None:
         """One step from the gradients that the stacked weights hold; they are gone afterwards."""
@@ -60,6 +63,11 @@ class Descent:
         for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
             optimizer.step()
             schedule.step()
+        for index, parts in enumerate(self._parts):
+            for part, stack in zip(parts, self._weights, strict=True):
+                own = stack.detach()[index]
+                if part.data_ptr() != own.data_ptr():  # the optimiser has put another tensor in its place
+                    part.data = own.copy_(part.data)
         for stack in self._weights:
             stack.grad = None
 
@@ -67,10 +75,15 @@ class Descent:
 def _are_one(optimizers: Sequence[Optimizer]) -> bool:
     """Whether one optimiser around stacked weights does what these do."""
     first = optimizers[0]
-    if type(first) not in _ELEMENTWISE or first.state:  # which it has begun to keep for parts
+    own = first._optimizer_step_pre_hooks or first._optimizer_step_post_hooks or "step" in vars(first)
+    if type(first) not in _ELEMENTWISE or first.state or own:  # which it keeps for parts, or does to them
         return False
     description = description_of(first)
     return all(description_of(other) == description for other in optimizers[1:])
+
+
+def _has_hooks(parameter: Tensor) -> bool:
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def _around(optimizer: Optimizer, stacks: Mapping[int, Tensor]) -> Optimizer:

@@ -41,12 +41,6 @@ def reinitialized(network: nn.Module, seed: int) -> nn.Module:
     return fresh
 
 
-def kept_by_reset(network: nn.Module) -> dict[str, Tensor]:
-    """What `reinitialized` does not draw anew, by name: frozen parameters, buffers, and whatever else stays."""
-    first, second = (reinitialized(network, seed).state_dict() for seed in range(2))
-    return {n: t for n, t in first.items() if isinstance(t, Tensor) and torch.equal(t, second[n])}
-
-
 def strangers_to_reset(network: nn.Module) -> list[str]:
     """Names of the trainable parameters whose values `reinitialized` would not have drawn; empty of a fresh network.
 

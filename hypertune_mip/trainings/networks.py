@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,24 @@ from hypertune_mip.training.step import checked_loss
 from hypertune_mip.trainings.descent import Descent
 from hypertune_mip.trainings.recipe import Recipe
 
+_WATCHED = 20  # steps of a stack in which it is seen whether the network assigns its state anew
 Configs = Sequence[Mapping[str, Value]]
 RunFunction = Callable[[Callable[[nn.Module, Any], Any], Any], Any]
 """Runs `function(network, batch)` of each network, in evaluation mode: a tree of tensors with the axis S in front."""
+
+
+class State(NamedTuple):
+    """Of a network: all that training may have changed.
+
+    Args:
+        tensors: Parameters, buffers and other tensors that its modules hold, by name.
+        numbers: Numbers that its modules have counted, and buffers that have become None, by name.
+        trained: Names of the tensors that an optimiser moves.
+    """
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, float | None]
+    trained: tuple[str, ...]
 
 
 class Networks(Protocol):
@@ -37,8 +52,8 @@ class Networks(Protocol):
     def run(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
         """See `RunFunction`."""
 
-    def tensors(self, index: int) -> dict[str, Tensor]:
-        """Parameters and buffers of one network, by name."""
+    def state(self, index: int) -> State:
+        """Of one network."""
 
 
 class Alone:
@@ -65,6 +80,7 @@ class Alone:
         """See the class."""
         self.network = resolve(start, config).to(device)
         self._config = ActiveConfig({n: v[0] for n, v in decoded(space, [config], self.network, device).items()})
+        self._held = _Held.by(self.network)
         self._staying = always_evaluating(self.network)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self._optimizer = recipe.made(trained, config)
@@ -82,9 +98,9 @@ class Alone:
         """See `Networks`."""
         return in_front(self.network)(function, batch)
 
-    def tensors(self, index: int) -> dict[str, Tensor]:
+    def state(self, index: int) -> State:
         """See `Networks`."""
-        return {name: tensor.detach() for name, tensor in named_tensors(self.network)}
+        return _state(self.network, self._held)
 
 
 class Stack:
@@ -122,6 +138,8 @@ class Stack:
         self._configs = decoded(space, configs, self.network, device)
         self._staying = always_evaluating(self.network)
         self._kernel = Kernel(self.network, names, _given, mapping="vmap")
+        self._held = _Held.by(self.network)
+        self._steps = 0
         self._descent = Descent(recipe, list(self._weights.values()), configs, total)
 
     def step(self, loss: Loss, batch: Any) -> None:
@@ -129,14 +147,23 @@ class Stack:
         set_training(self.network, True, self._staying)
 
         def checked(model: nn.Module, batch: Any, config: Any) -> Tensor:
-            return checked_loss(loss(model, batch, config))
+            if self._steps >= _WATCHED:
+                return checked_loss(loss(model, batch, config))
+            before = assigned(model)
+            value = checked_loss(loss(model, batch, config))
+            now = assigned(model)
+            if others := [name for name, tensor in before.items() if now.get(name) is not tensor]:
+                raise NetworkError(f"{others} are assigned anew in training, which each network needs for itself.")
+            return value
 
         own = Setting(self._weights, self._configs)
         total, _ = self._kernel.weighted(checked, own, batch, split=False, weigh=_one_for_each)
-        total.backward()
-        if self._kernel.reassigned:
-            raise NetworkError("The network assigns a buffer anew in training, which a stack would lose.")
+        try:
+            total.backward()
+        except RuntimeError as error:
+            raise NetworkError(f"The backward pass cannot be mapped over networks: {error}") from error
         self._descent.step()
+        self._steps += 1
 
     def run(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
         """See `Networks`."""
@@ -145,10 +172,11 @@ class Stack:
             own = Setting({name: stack.detach() for name, stack in self._weights.items()}, self._configs)
             return self._kernel.run(lambda model, data, config: function(model, data), own, batch, split=False)
 
-    def tensors(self, index: int) -> dict[str, Tensor]:
+    def state(self, index: int) -> State:
         """See `Networks`."""
-        shared = {name: tensor.detach() for name, tensor in named_tensors(self.network)}
-        return shared | {name: stack.detach()[index] for name, stack in self._weights.items()}
+        shared = _state(self.network, self._held)
+        own = {name: stack.detach()[index] for name, stack in self._weights.items()}
+        return shared._replace(tensors=shared.tensors | own, trained=tuple(own))
 
 
 def in_front(network: nn.Module) -> RunFunction:
@@ -181,6 +209,64 @@ def differ_in_weights_alone(networks: Sequence[nn.Module]) -> bool:
         for other in others
         if other is not first
     )
+
+
+def assigned(network: nn.Module) -> dict[str, Tensor | None]:
+    """Buffers, and other tensors that modules hold in attributes, by name: what a forward pass may assign anew."""
+    found: dict[str, Tensor | None] = {}
+    for path, module in network.named_modules():
+        values = module._buffers | {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+        found |= {f"{path}.{name}".lstrip("."): value for name, value in values.items()}
+    return found
+
+
+def restore(network: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[str, float | None]) -> None:
+    """Give a network of the same architecture the state of another one."""
+    own = dict(named_tensors(network))
+    with torch.no_grad():
+        for name, value in [*tensors.items(), *numbers.items()]:
+            path, _, attribute = name.rpartition(".")
+            module = network.get_submodule(path)
+            if isinstance(value, Tensor) and name in own and own[name].shape == value.shape:
+                own[name].copy_(value)
+            elif attribute in module._buffers:  # None before or after, or of another size
+                device = next(network.parameters()).device
+                module._buffers[attribute] = value.to(device, copy=True) if isinstance(value, Tensor) else None
+            else:
+                setattr(module, attribute, value)
+
+
+def _state(network: nn.Module, held: _Held) -> State:
+    """Of a network, given what its modules held at the start: what they have made since is a cache, and left out."""
+    tensors = {name: tensor.detach() for name, tensor in named_tensors(network)}
+    others = {name: tensor for name, tensor in assigned(network).items() if name in held.tensors}
+    tensors |= {name: tensor.detach() for name, tensor in others.items() if tensor is not None}
+    numbers: dict[str, float | None] = {
+        name: value for name, value in _numbers(network).items() if held.numbers.get(name, value) != value
+    }
+    numbers |= dict.fromkeys(name for name, tensor in others.items() if tensor is None)
+    return State(tensors, numbers, tuple(n for n, p in network.named_parameters() if p.requires_grad))
+
+
+class _Held(NamedTuple):
+    """What modules hold beside their parameters: names of tensors, and numbers by name."""
+
+    tensors: frozenset[str]
+    numbers: dict[str, float]
+
+    @classmethod
+    def by(cls, network: nn.Module) -> _Held:
+        return cls(frozenset(assigned(network)), _numbers(network))
+
+
+def _numbers(network: nn.Module) -> dict[str, float]:
+    """Numbers that modules hold in attributes, by name."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, module in network.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (int, float)) and name != "training"
+    }
 
 
 def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,7 +97,8 @@ class Recipe:
                 f" its {type(optimizer).__name__} holds {len(held & own)} of them and {len(held - own)} others: those"
                 f" would be trained in place of the network. Pass a recipe of its own, for example {_EXAMPLE}."
             )
-        if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
             raise OptionError(
                 f"{type(optimizer).__name__} evaluates the loss several times a step, by a closure, which there is not."
                 " Take an optimiser whose `step()` needs none."
@@ -114,7 +116,7 @@ class Recipe:
         """What the recipe makes at a config, in plain values: two recipes that differ there differ here.
 
         Functions do not say what they do, so the optimiser is described by its class and the options of its groups, the
-        schedule by its class, its numbers, and the rates that it gives after 1, 2, 4, 8, ... steps.
+        schedule by its class, its numbers, and what it makes of the groups at every step.
 
         Args:
             parameters: Of a network; they are left alone.
@@ -131,8 +133,9 @@ class Recipe:
 
 
 def _takes_two(function: Any) -> bool:
-    if not callable(function) or (isinstance(function, type) and issubclass(function, Optimizer)):
-        return False
+    made = function.func if isinstance(function, functools.partial) else function
+    if not callable(function) or (isinstance(made, type) and issubclass(made, Optimizer)):
+        return False  # whose second argument is a learning rate
     try:
         inspect.signature(function).bind(None, None)
     except TypeError:

@@ -16,7 +16,7 @@ from hypertune_mip.errors import HypertuneWarning
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Value
 from hypertune_mip.training import OptionError
-from hypertune_mip.trainings.initialization import kept_by_reset, reinitialized, strangers_to_reset
+from hypertune_mip.trainings.initialization import reinitialized, strangers_to_reset
 from hypertune_mip.trainings.networks import named_tensors
 
 Initialize = Literal["auto", "reset", "given"] | Callable[[], nn.Module]
@@ -31,6 +31,9 @@ class Starts(Protocol):
 
     def description(self) -> dict[str, Any]:
         """What stored trainings must have started from to count, in plain values."""
+
+    def on(self, device: torch.device) -> Starts:
+        """The same, made on another device."""
 
 
 class FromScratch:
@@ -75,11 +78,14 @@ class FromScratch:
         return reinitialized(self._network, seed) if self.kind == "reset" else self._network
 
     def description(self) -> dict[str, Any]:
-        """See `Starts`; of a function, what it makes with the seed 0."""
+        """See `Starts`, by what there is with the seed 0."""
         if self._digest is None:
-            kept = kept_by_reset(self._network) if self.kind == "reset" else dict(named_tensors(self.network({}, 0)))
-            self._digest = digest(kept.items())
+            self._digest = digest(named_tensors(self.network({}, 0)))
         return {"from": "scratch", "initialize": self.kind, "weights": self._digest}
+
+    def on(self, device: torch.device) -> FromScratch:
+        """Itself: networks are made on the CPU."""
+        return self
 
     def warn_of_same(self, *, stacklevel: int) -> None:
         """Warn that several starts were asked for and cannot be had, if that is so."""
@@ -130,6 +136,10 @@ class FromHypernetwork:
                     if name in learned:
                         tensor.copy_(learned[name])
         return network
+
+    def on(self, device: torch.device) -> FromHypernetwork:
+        """See `Starts`."""
+        return FromHypernetwork(copy.deepcopy(self._hypernet).to(device), self._state)
 
     def description(self) -> dict[str, Any]:
         """See `Starts`."""

@@ -47,12 +47,14 @@ class Finished(NamedTuple):
 
     Args:
         metrics: On the validation data; NaN if it diverged.
-        tensors: Parameters and buffers of the network, on the CPU; None where they are not kept.
+        tensors: Of the network's state, on the CPU; None where they are not kept.
+        numbers: Of the network's state.
         measured_by: A digest of the validation data and the names of the metrics.
     """
 
     metrics: dict[str, float]
     tensors: dict[str, Tensor] | None
+    numbers: dict[str, float | None]
     measured_by: str
 
 
@@ -82,7 +84,7 @@ class Store:
         """The training of that name, if it is finished.
 
         Args:
-            name: See `name_of_run`.
+            name: See `name_of`.
             tensors: Whether its tensors are wanted as well, which a folder has to be read for.
         """
         if self.folder is not None and (tensors or name not in self._known):
@@ -101,12 +103,15 @@ class Store:
         """Keep a finished training.
 
         Args:
-            name: See `name_of_run`.
+            name: See `name_of`.
             finished: What came out.
             about: What made it, for a reader of the files.
             keep: Whether its tensors stay in memory, where there is no folder.
         """
         if self.folder is None:
+            before = self._known.get(name)
+            if before is not None:  # a network that was trained anew, by itself: the metrics stay those that were told
+                finished = finished._replace(metrics=before.metrics)
             self._known[name] = finished if keep else finished._replace(tensors=None)
             return
         save_tree(self.folder, f"{_PREFIX}{name}", {"about": about, **finished._asdict()}, kind=_KIND)
@@ -123,6 +128,6 @@ class Store:
             ) from error
 
 
-def name_of_run(about: Mapping[str, Any]) -> str:
-    """A digest of what makes a training, in plain values."""
+def name_of(about: Mapping[str, Any]) -> str:
+    """A digest of plain values, as a name for what they describe."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]

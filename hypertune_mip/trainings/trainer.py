@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import nn
 from tqdm.auto import tqdm
 
-from hypertune_mip.arguments import real_number, seed_number
+from hypertune_mip.arguments import plain, real_number, seed_number
 from hypertune_mip.errors import DataError
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.execution import Mode
@@ -25,7 +26,7 @@ from hypertune_mip.training.options import at_least
 from hypertune_mip.trainings.executor import Executor, InThisProcess
 from hypertune_mip.trainings.recipe import Recipe
 from hypertune_mip.trainings.starts import FromScratch, Initialize, Starts
-from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Store, Together, name_of_run
+from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Store, Together, name_of
 from hypertune_mip.trainings.workshop import Workshop
 
 BranchPoint = Literal["early", "end"]
@@ -39,7 +40,7 @@ class Branches:
         configs: Native values, S of them.
         metrics: By name, on the validation data, (S,); NaN where a training diverged.
         cost: Of all, in trainings with the whole recipe.
-        share: Of the recipe that each took.
+        share: Of the recipe that each took, in whole steps.
         start: The branch point.
         make: Makes the plain network of one of them, by its index.
     """
@@ -175,6 +176,11 @@ class Trainer:
         return self._workshop.train_loader
 
     @property
+    def steps(self) -> int | None:
+        """Of the whole recipe; None where the training loader has no length."""
+        return self._workshop.steps
+
+    @property
     def folder(self) -> Path | None:
         """Where finished trainings are kept."""
         return self._store.folder
@@ -212,7 +218,7 @@ class Trainer:
         numbers = _numbers(seeds)
         if len(numbers) > 1 or not common:
             self._scratch.warn_of_same(stacklevel=2)
-        own = self.space.from_unit(self.space.to_unit(configs))
+        own = self._own(configs)
         runs = [Run(config, seed, common, SCRATCH, 1.0) for seed in numbers for config in own]
         finished = self._finished(runs, keep=False, progress=progress)
         return {
@@ -256,7 +262,7 @@ class Trainer:
             raise OptionError(f"`share` must lie in (0, 1], but got {share}.")
         point = self._branch_point(start)
         seed = seed_number(seed, error=OptionError)
-        own = self.space.from_unit(self.space.to_unit(configs))
+        own = self._own(configs)
         runs = [Run(config, seed, True, point, share) for config in own]
         finished = self._finished(runs, keep=True, progress=progress)
         return Branches(
@@ -281,10 +287,28 @@ class Trainer:
             SpaceError: If the config does not fit the space, or there are several.
             OptionError: If the seed is no whole number.
         """
-        (own,) = self.space.from_unit(self.space.unit_of(config))
+        self.space.unit_of(config)  # of one config
+        (own,) = self._own([config])
         run = Run(own, seed_number(seed, error=OptionError), True, SCRATCH, 1.0)
         self._finished([run], keep=True, progress=False)
         return self._stored_network(run)
+
+    def about(self, config: Config) -> dict[str, Any]:
+        """What makes a training from scratch at a config, and the data that it is measured on, in plain values."""
+        (own,) = self._own([config])
+        return self._workshop.about(Run(own, 0, True, SCRATCH, 1.0)) | {"data": self._workshop.data_digest}
+
+    def share_of(self, share: float) -> float:
+        """What a training of that share of the recipe really takes of it, in whole steps."""
+        return self._workshop.share_of(share)
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Metrics of a network on the validation data, by name.
+
+        Args:
+            network: Plain, on the device where trainings run.
+        """
+        return self._workshop.measure(network)
 
     def standard_errors(self, network: nn.Module) -> dict[str, float]:
         """Of a network's metrics, by name: how far they would be off on other validation data of the same size.
@@ -307,26 +331,43 @@ class Trainer:
             SpaceError: If the config does not fit the space, or there are several.
             OptionError: If `steps` is missing, and the loader has no length.
         """
-        (own,) = self.space.from_unit(self.space.unit_of(config))
+        self.space.unit_of(config)  # of one config
+        (own,) = self._own([config])
         count = self._workshop.steps if steps is None else steps
         if count is None:
             raise OptionError("The training loader has no length: pass `steps`, of the whole recipe.")
         return count * self._workshop.seconds_of_step(Run(own, 0, True, SCRATCH, 1.0))
 
+    def _own(self, configs: Sequence[Config]) -> list[dict[str, Value]]:
+        """Configs as they were given, in the space's order: on a logarithmic range a unit gives other last digits."""
+        return [
+            {name: _given(value, config[name]) for name, value in decoded.items()}
+            for config, decoded in zip(configs, self.space.from_unit(self.space.to_unit(configs)), strict=True)
+        ]
+
     def _finished(self, runs: list[Run], *, keep: bool, progress: bool) -> list[Finished]:
         """What came out of each, of those that were finished before as well."""
-        once = list({self._name(run): run for run in runs}.values())
-        missing = {self._name(run) for run in once if not self._is_known(run, keep=keep)}
-        parts = ([run for run in part if self._name(run) in missing] for part in self._divided(once))
-        work, total = (part for part in parts if part), len(missing)
+        abouts = [self._workshop.about(run) for run in runs]
+        names = [name_of(about) for about in abouts]
+        once = dict(zip(names, zip(runs, abouts, strict=True), strict=True))
+        missing = {name for name, (run, _) in once.items() if not self._is_known(name, run, keep=keep)}
+        places = {id(run): name for name, (run, _) in once.items()}
+        parts = self._divided([run for run, _ in once.values()])
+        # a part is carried out as a whole: with fewer networks in a stack its noise would be another one
+        work = (part for part in parts if any(places[id(run)] in missing for run in part))
         kind = "truth" if runs and runs[0].start == SCRATCH else "branch"
-        with tqdm(total=total, disable=not (progress and total), desc=kind, unit="training") as bar:
+        with tqdm(total=len(missing), disable=not (progress and missing), desc=kind, unit="training") as bar:
             for run, finished in self.executor(self._workshop, work):
                 about = self._workshop.about(run)
-                self._store.add(name_of_run(about), finished, about, keep=keep)
-                self._checked.add(name_of_run(about))
-                bar.update()
-        found = [self._store.find(self._name(run)) for run in runs]
+                if (name := name_of(about)) in missing:
+                    self._store.add(name, finished, about, keep=keep)
+                    self._checked.add(name)
+                    missing.remove(name)
+                    bar.update()
+        if missing:
+            lost = [dict(once[name][0].config) for name in missing]
+            raise DataError(f"{self.executor!r} has not carried out the trainings at {lost}.")
+        found = [self._store.find(name) for name in names]
         return [one for one in found if one is not None]
 
     def _divided(self, runs: list[Run]) -> Iterator[Together]:
@@ -345,9 +386,8 @@ class Trainer:
                 yield group[start : start + size]
                 start += size
 
-    def _is_known(self, run: Run, *, keep: bool) -> bool:
+    def _is_known(self, name: str, run: Run, *, keep: bool) -> bool:
         """Whether a run is finished; one that was measured on other data, or by other metrics, is measured anew."""
-        name = self._name(run)
         known = self._store.find(name, tensors=name not in self._checked)
         if known is None or (keep and not self._store.keeps_tensors(name)):
             return False
@@ -377,7 +417,13 @@ class Trainer:
         return self._workshop.network(run, finished)
 
     def _name(self, run: Run) -> str:
-        return name_of_run(self._workshop.about(run))
+        return name_of(self._workshop.about(run))
+
+
+def _given(decoded: Value, given: Any) -> Value:
+    """A float as it was given, where it is the same but for rounding."""
+    own = plain(given)
+    return own if isinstance(decoded, float) and math.isclose(decoded, own, rel_tol=1e-9, abs_tol=1e-12) else decoded
 
 
 def _numbers(seeds: Any) -> list[int]:

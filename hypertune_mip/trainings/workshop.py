@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
+import threading
 import time
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -19,11 +18,14 @@ from torch import nn
 from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError
 from hypertune_mip.evaluation import Metric, ValidationData, measured, standard_errors, to_device
 from hypertune_mip.evaluation.modes import gradients
+from hypertune_mip.hypernetwork import bindings
 from hypertune_mip.nn import resolve
-from hypertune_mip.space import SearchSpace, Value
-from hypertune_mip.training import Loss
+from hypertune_mip.space import SearchSpace
+from hypertune_mip.training import Loss, OptionError
+from hypertune_mip.training.fingerprint import described
+from hypertune_mip.training.fingerprint import name_of as name_of_class
 from hypertune_mip.training.options import total_steps
-from hypertune_mip.training.randomness import forked_random_state, set_seed
+from hypertune_mip.training.randomness import SEED_STRIDE, forked_random_state, set_seed
 from hypertune_mip.trainings.networks import (
     Alone,
     Networks,
@@ -32,15 +34,16 @@ from hypertune_mip.trainings.networks import (
     can_be_stacked,
     differ_in_weights_alone,
     in_front,
-    named_tensors,
+    restore,
 )
 from hypertune_mip.trainings.recipe import Recipe
 from hypertune_mip.trainings.starts import Starts, digest
-from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Together
+from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Together, name_of
 from hypertune_mip.trees import tensors_of
 
 _TIMED = 24  # steps
-_SEED_STRIDE = 1_000_003  # keeps the random states of (seed, epoch) pairs apart
+_NEAR = 1e-4  # of a metric, by rounding
+_one_at_a_time = threading.RLock()  # in a process, whose random state is one for all threads
 
 
 class Workshop:
@@ -94,43 +97,52 @@ class Workshop:
         self.steps = total_steps(train_loader, recipe.epochs, recipe.schedule)
         self._described: dict[str, Any] = {}
         self._schedules: dict[str, Any] = {}
-        self._names: tuple[str, ...] = ()  # of the metrics, once something has been measured
+        self._architecture = _architecture(network)
+        self._data_digest = ""
+        self._trusted = False  # that metrics are what they were, by one that was measured again
 
     def on(self, device: str | torch.device) -> Workshop:
         """A copy that trains on another device."""
         moved = copy.copy(self)
         moved.device = torch.device(device)
+        moved.starts = {name: start.on(moved.device) for name, start in self.starts.items()}
         moved._validation = ValidationData(self._validation.loader, moved.device)
         moved.seconds = 0.0
         return moved
 
     def carry_out(self, together: Together) -> Iterator[tuple[Run, Finished]]:
-        """Train, and give each training as it is finished; what executors call.
+        """Train, whatever has been trained before, and give each training as it is finished; what executors call.
 
         Raises:
-            OptionError: If the recipe makes no optimiser that can train the network.
+            OptionError: If the recipe makes no optimiser that can train the network, or a start is another network.
             DataError: If the training loader gives no batch.
             LossError: If the loss or metric returns something else than agreed.
 
         Warns:
             HypertuneWarning: Of trainings that diverge.
         """
-        starts = self._networks_to_start(together)
-        if self.stacked and len(together) > 1 and differ_in_weights_alone(starts):
+        if self.stacked and len(together) > 1 and differ_in_weights_alone(self._networks_to_start(together)):
             try:
-                yield from zip(together, self._outcome(together, starts), strict=True)
+                yield from zip(together, self._outcome(together), strict=True)
                 return
-            except NetworkError:  # vmap cannot serve the network, loss or metric
+            except NetworkError:  # vmap cannot serve the network or the loss
                 self.stacked = False
-        for run, start in zip(together, starts, strict=True):
-            yield run, self._outcome([run], [start])[0]
+            except torch.OutOfMemoryError:
+                self.parallel = max(1, len(together) // 2)
+        size = self.parallel if self.stacked else 1
+        if size < len(together):
+            for start in range(0, len(together), size):
+                yield from self.carry_out(together[start : start + size])
+        else:
+            for run in together:
+                yield run, self._outcome([run])[0]
 
     def share_of(self, share: float) -> float:
         """What a training of that share of the recipe really takes of it, in whole steps or epochs."""
         return self._limit(share) / (self.recipe.epochs if self.steps is None else self.steps)
 
     def about(self, run: Run) -> dict[str, Any]:
-        """All that makes a training, in plain values: two that are alike end in the same network."""
+        """All that makes a training but for loss and data, in plain values: two that are alike end in one network."""
         if run.start not in self._described:
             self._described[run.start] = self.starts[run.start].description()
         steps = None if self.steps is None else self._limit(run.share)
@@ -140,31 +152,36 @@ class Workshop:
             "seed": run.seed,
             "common": run.common,
             "start": self._described[run.start],
-            "share": run.share,
+            "epochs": self._limit(run.share) if steps is None else None,
             "steps": steps,
             "recipe": self.recipe.description(trained, run.config, steps, known=self._schedules),
-            "shapes": {name: list(p.shape) for name, p in self._network.named_parameters()},
+            "network": self._architecture,
         }
 
     def network(self, run: Run, finished: Finished) -> nn.Module:
         """The plain network of a training whose tensors were kept, in evaluation mode."""
         assert finished.tensors is not None
         network = resolve(self._network, run.config).to(self.device)
-        own = dict(named_tensors(network))
-        with torch.no_grad():
-            for name, value in finished.tensors.items():
-                path, _, attribute = name.rpartition(".")
-                if name in own and own[name].shape == value.shape:
-                    own[name].copy_(value)
-                else:  # a buffer that training has made, or made of another size
-                    network.get_submodule(path)._buffers[attribute] = value.to(self.device)
+        restore(network, finished.tensors, finished.numbers)
         return network.eval()
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Metrics of a finished network, by name."""
+        return {name: column[0] for name, column in self._measured(in_front(network)).items()}
 
     def measured_anew(self, network: nn.Module, finished: Finished) -> Finished:
         """What came out of a training if its network is measured now: the same, if it was measured on the same data."""
-        if self._names and finished.measured_by == self._how_measured(self._names):
+        same_data = finished.measured_by == self._how_measured(finished.metrics)
+        if self._trusted and same_data:
             return finished
-        metrics = {name: column[0] for name, column in self._measured(in_front(network)).items()}
+        metrics = self.measure(network)
+        told = finished.metrics
+        same = told.keys() == metrics.keys() and all(
+            math.isclose(told[name], value, rel_tol=_NEAR, abs_tol=_NEAR) for name, value in metrics.items()
+        )
+        if same_data and same:  # the metric that bears these names is the one that it was
+            self._trusted = True
+            return finished
         return finished._replace(metrics=metrics, measured_by=self._how_measured(metrics))
 
     def standard_errors(self, network: nn.Module) -> dict[str, float]:
@@ -181,8 +198,7 @@ class Workshop:
             begin = time.perf_counter()
             for batch in islice(self._batches(run.seed, self._limit(1.0)), _TIMED):
                 network.step(self.loss, batch)
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
+                self._synchronize()
                 times.append(time.perf_counter() - begin)
                 begin = time.perf_counter()
         return median(times[len(times) // 3 :])  # the first ones are slower
@@ -192,36 +208,64 @@ class Workshop:
         made: dict[Hashable, nn.Module] = {}
         keys: list[Hashable] = []
         for run in together:
-            own = _digest(run.config, run.seed)
+            own = name_of({"config": dict(run.config), "seed": run.seed})
             keys.append(run.seed if run.start == SCRATCH and run.common else own)
             if keys[-1] not in made:
                 seed = run.seed if run.common else int(own[:8], 16)
                 made[keys[-1]] = self.starts[run.start].network(run.config, seed)
+                self._check(made[keys[-1]])
         return [made[key] for key in keys]
 
-    def _outcome(self, together: Together, starts: list[nn.Module]) -> list[Finished]:
+    def _check(self, start: nn.Module) -> None:
+        """Raise OptionError unless a network to start from is built like the one that is trained."""
+        if (found := _places(start)) != (expected := _places(self._network)):
+            different = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+            name = different[0]
+            raise OptionError(
+                "A training must start from a network that is built like the primary network, with the same layers"
+                f" bound to hyperparameters, but {name!r} is {found.get(name)} instead of {expected.get(name)}. Give"
+                " `initialize` or `network` one that is."
+            )
+
+    def _outcome(self, together: Together) -> list[Finished]:
         """Train runs of one seed, start and share together, and measure them."""
+        with _one_at_a_time:
+            return self._trained(together)
+
+    def _trained(self, together: Together) -> list[Finished]:
         first, configs = together[0], [run.config for run in together]
         limit = self._limit(first.share)
         total = None if self.steps is None else limit
         networks: Alone | Stack
         if len(together) == 1:
-            networks = Alone(starts[0], configs[0], self.space, self.recipe, self.device, total)
+            (start,) = self._networks_to_start(together)
+            networks = Alone(start, configs[0], self.space, self.recipe, self.device, total)
+            del start
         else:
+            starts = self._networks_to_start(together)
             networks = Stack(starts, configs, self.space, self.recipe, self.device, total)
-        begin = time.perf_counter()
+            del starts
         with forked_random_state(self.device), gradients(True):
+            begin = time.perf_counter()
             for batch in self._batches(first.seed, limit):
                 networks.step(self.loss, batch)
-        self.seconds += time.perf_counter() - begin
-        metrics = self._measured(networks.run)
+            self._synchronize()
+            self.seconds += time.perf_counter() - begin
+        try:
+            metrics = self._measured(networks.run)
+        except NetworkError:  # vmap cannot serve the metric
+            metrics = None
         return [self._finished(networks, metrics, index, run) for index, run in enumerate(together)]
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _batches(self, seed: int, limit: int) -> Iterator[Any]:
         """Of a training, on the device: so many steps, or epochs where the loader has no length."""
         steps = 0
         for epoch in range(self.recipe.epochs if self.steps is not None else limit):
-            set_seed(seed * _SEED_STRIDE + epoch, self.train_loader, self.device)
+            set_seed(seed * SEED_STRIDE + epoch, self.train_loader, self.device)
             for batch in self.train_loader:
                 yield to_device(batch, self.device)
                 steps += 1
@@ -234,13 +278,19 @@ class Workshop:
         """Metrics of each network, by name."""
         with forked_random_state(self.device), self._validation.own_random_state():
             values = measured(self.metric, run, self._validation)
-        self._names = tuple(values)
         return {name: value.tolist() for name, value in values.items()}
 
-    def _finished(self, networks: Networks, metrics: Mapping[str, list[float]], index: int, run: Run) -> Finished:
-        tensors = {name: tensor.cpu().clone() for name, tensor in networks.tensors(index).items()}
-        values = {name: column[index] for name, column in metrics.items()}
-        if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
+    def _finished(
+        self, networks: Networks, metrics: Mapping[str, list[float]] | None, index: int, run: Run
+    ) -> Finished:
+        state = networks.state(index)
+        tensors = {name: tensor.cpu().clone() for name, tensor in state.tensors.items()}
+        finished = Finished({}, tensors, state.numbers, "")
+        if metrics is None:
+            values = self.measure(self.network(run, finished))
+        else:
+            values = {name: column[index] for name, column in metrics.items()}
+        if not all(bool(torch.isfinite(tensors[name]).all()) for name in state.trained):
             values = dict.fromkeys(values, math.nan)
             warnings.warn(
                 f"Real training diverged at {run.config}: a weight is not finite, so its metrics are NaN. Lower the"
@@ -248,17 +298,40 @@ class Workshop:
                 HypertuneWarning,
                 stacklevel=7,
             )
-        return Finished(values, tensors, self._how_measured(values))
+        return finished._replace(metrics=values, measured_by=self._how_measured(values))
+
+    @property
+    def data_digest(self) -> str:
+        """Of the validation data, as far as they are kept."""
+        if not self._data_digest:
+            data = [self._validation.largest] if self._validation.batches is None else list(self._validation)
+            self._data_digest = digest(("batch", tensor) for batch in data for tensor in tensors_of(batch))
+        return self._data_digest
 
     def _how_measured(self, names: Iterable[str]) -> str:
-        """A digest of the validation data, as far as one batch shows it, and of the names of the metrics."""
-        shown = [("batch", tensor) for tensor in tensors_of(self._validation.largest)]
-        return digest([*((name, None) for name in names), *shown])
+        """A digest of the validation data and of the names of the metrics."""
+        return name_of({"names": list(names), "data": self.data_digest})
 
     def _limit(self, share: float) -> int:
         """Steps of a share of the recipe, or epochs where the loader has no length."""
         return max(1, round(share * (self.recipe.epochs if self.steps is None else self.steps)))
 
 
-def _digest(config: Mapping[str, Value], seed: int) -> str:
-    return hashlib.sha256(json.dumps([dict(config), seed]).encode()).hexdigest()
+def _places(network: nn.Module) -> dict[str, Any]:
+    """What must be alike in networks that start a training, by name: parameters, and layers that are bound."""
+    shapes = {name: (tuple(p.shape), str(p.dtype)) for name, p in network.named_parameters()}
+    return shapes | {f"the binding of {where}": name for where, name in bindings(network).items()}
+
+
+def _architecture(network: nn.Module) -> dict[str, Any]:
+    """What a network is, as far as plain values can say: modules, their numbers and modes, and what is trained."""
+    modules = [
+        [path, name_of_class(type(module)), module.training, module.extra_repr(), described(_plain(vars(module)))]
+        for path, module in network.named_modules()
+    ]
+    parameters = {n: [list(p.shape), str(p.dtype), p.requires_grad] for n, p in network.named_parameters()}
+    return {"modules": name_of({"modules": modules}), "parameters": parameters, "bindings": bindings(network)}
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: value for n, value in attributes.items() if isinstance(value, (bool, int, float, str, tuple))}
