@@ -86,7 +86,7 @@ wheel: venv  ## build the wheel, install it in a bare environment and check it t
 	build/wheel/bin/python -I .ci/check_wheel.py
 	rm -rf build/wheel
 
-demo: venv  ## train once and search, on scikit-learn's digits
+demo: venv  ## train once and deliver a network, on scikit-learn's digits
 	$(BIN)/python examples/digits.py
 
 fashion: venv  ## the same on Fashion-MNIST
