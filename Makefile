@@ -12,8 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND ?= Agg
 
 FAST := "not slow and not gpu and not ray and not zoo"
-CORE := tests/test_laws_*.py tests/test_kernel.py tests/test_mapping.py tests/test_heads.py tests/test_training.py tests/test_truth.py \
-	tests/test_given_networks.py tests/test_batches.py tests/test_binding.py tests/test_storage.py
+CORE := tests/test_laws_*.py tests/test_kernel.py tests/test_mapping.py tests/test_heads.py tests/test_training.py \
+	tests/test_trainer.py tests/test_odd_trainings.py tests/test_delivery.py tests/test_given_networks.py tests/test_batches.py tests/test_binding.py tests/test_storage.py
 
 OLDEST := build/oldest
 # What is left out here is the oldest PyTorch itself, 2.6.0, whose builds for Linux bring gigabytes of CUDA packages.
@@ -86,7 +86,7 @@ wheel: venv  ## build the wheel, install it in a bare environment and check it t
 	build/wheel/bin/python -I .ci/check_wheel.py
 	rm -rf build/wheel
 
-demo: venv  ## train once and search, on scikit-learn's digits
+demo: venv  ## train once and deliver a network, on scikit-learn's digits
 	$(BIN)/python examples/digits.py
 
 fashion: venv  ## the same on Fashion-MNIST

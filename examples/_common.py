@@ -1,9 +1,10 @@
-"""What the examples share: the study on a surrogate, ordinary training from scratch, and the report."""
+"""What the examples share: the study on a surrogate, the delivery, ordinary training from scratch, and the report."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ Loss = Callable[..., torch.Tensor]
 Metric = Callable[..., dict[str, torch.Tensor]]
 
 SEEDS = (0, 1, 2)  # of the trainings from scratch
+LEARNING_RATE = 3e-3  # of a single network
 
 
 def arguments(description: str, *, epochs: int, output: str) -> argparse.ArgumentParser:
@@ -60,28 +62,24 @@ def search(surrogate: ht.Surrogate, metric: str, journal: Path, *, trials: int, 
     return study
 
 
-def best_and_different(
-    study: optuna.Study, space: ht.SearchSpace, count: int, *, distance: float = 0.15
-) -> list[Config]:
-    """The best configs of a study, best first, each at least `distance` of some range away from those before it."""
-    chosen: list[Config] = []
-    finished = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    for trial in sorted(finished, key=lambda trial: trial.value):
-        unit = space.to_unit(trial.params)
-        if all((unit - space.to_unit(config)).abs().max() >= distance for config in chosen):
-            chosen.append(trial.params)
-        if len(chosen) == count:
-            break
-    return chosen
+def deliver(surrogate: ht.Surrogate, metric: str, *, epochs: int) -> ht.Delivered:
+    """A finished network, by branches that are trained as `train_from_scratch` trains."""
+    recipe = ht.Recipe(
+        epochs=epochs, optimizer=lambda parameters, config: torch.optim.Adam(parameters, lr=LEARNING_RATE)
+    )
+    start = time.perf_counter()
+    delivered = surrogate.deliver(metric, recipe=recipe)
+    print(f"Delivered a network in {time.perf_counter() - start:.1f} s.")
+    return delivered
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Plain networks trained from scratch at one config, one for each seed, in evaluation mode."""
+    """Plain networks trained at one config, from scratch one for each seed, in evaluation mode."""
 
     config: Config
     models: list[nn.Module]
-    seconds: float  # that one training took
+    seconds: float = math.nan  # that one training took, if it was timed
 
     def measure(self, metric: Metric, data: TensorDataset) -> dict[str, list[float]]:
         """The values of each metric, in the order of the models."""
@@ -107,7 +105,7 @@ def train_from_scratch(
         torch.manual_seed(seed)
         model = ht.nn.resolve(make_network(), config).train()
         loader = DataLoader(data, batch_size=batch_size, shuffle=True)
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
         for _ in range(epochs):
             for batch in loader:
@@ -121,6 +119,7 @@ def train_from_scratch(
 
 def report(
     surrogate: ht.Surrogate,
+    delivered: ht.Delivered,
     trained: dict[str, Trained],
     metric: Metric,
     *,
@@ -128,25 +127,24 @@ def report(
     test: TensorDataset,
     folder: Path,
 ) -> None:
-    """Pick the best on validation data, print the comparison with test data, and write everything to a folder."""
-    losses = {name: one.measure(metric, validation)["loss"] for name, one in trained.items()}
-    winner = min(losses, key=lambda name: statistics.mean(losses[name]))
-    model = trained[winner].models[losses[winner].index(min(losses[winner]))]
-    table = _table(surrogate, trained, metric, validation, test)
+    """Print how the delivered network was found, compare it on test data, and write everything to a folder."""
+    rows = {**trained, "delivered": Trained(delivered.config, [delivered.network])}
+    table = _table(surrogate, rows, metric, validation, test)
 
     surrogate.save(folder / "surrogate")
-    torch.save(model.state_dict(), folder / "best_model.pt")
-    (folder / "best_config.json").write_text(json.dumps(trained[winner].config, indent=1) + "\n")
+    torch.save(delivered.network.state_dict(), folder / "network.pt")
+    (folder / "config.json").write_text(json.dumps(delivered.config, indent=1) + "\n")
+    (folder / "delivered.txt").write_text(f"{delivered}\n")
     (folder / "comparison.md").write_text(table + "\n")
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    response_surface(surrogate, "loss", "weight_decay", "dropout", config=surrogate.optimize("loss").config, ax=axes)
+    response_surface(surrogate, "loss", "weight_decay", "dropout", config=delivered.config, ax=axes)
     figure.savefig(folder / "response_surface.png", dpi=150)
     plt.close(figure)
 
     hypernetwork = sum(record["seconds"] for record in surrogate.history)
     plain = statistics.mean(one.seconds for one in trained.values())
-    print(f"\n{table}\n")
-    print(f"Chosen by its loss on validation data: {winner}. The test data took no part in any choice.")
+    print(f"\n{delivered}\n\n{table}\n")
+    print("Validation data chose the settings and the delivered network. The test data took no part in any choice.")
     print(f"Training the hypernetwork took {hypernetwork:.1f} s, {hypernetwork / plain:.1f} times one plain training.")
     print(f"Everything is in {folder}. To browse the study: optuna-dashboard {folder / 'study.journal'}")
 
@@ -154,7 +152,7 @@ def report(
 def _table(
     surrogate: ht.Surrogate, trained: dict[str, Trained], metric: Metric, validation: TensorDataset, test: TensorDataset
 ) -> str:
-    """Markdown: what the surrogate said, and what real training gave, mean ± standard deviation over seeds."""
+    """Markdown: what the surrogate said, and what training gave, mean ± standard deviation over networks."""
     names = list(surrogate.space)
     header = ["", *names, "surrogate's loss", "validation loss", "validation error", "test loss", "test error"]
     rows = [header, ["---"] * len(header)]
@@ -175,4 +173,5 @@ def _surrogate_loss(surrogate: ht.Surrogate, config: Config) -> str:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+    mean = f"{statistics.mean(values):{form}}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):{form}}"

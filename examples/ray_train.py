@@ -93,9 +93,8 @@ def main() -> None:
     trainer = alone.trainer(recipe, executor=ht_ray.executor(tasks=WORKERS))
     trust = {}
     for name, surrogate in {"one process": alone, "two workers, one killed": many}.items():
-        report = surrogate.verify(
-            "loss", settings=options.settings, best=0, trainer=trainer
-        )  # the second trains nothing
+        # The second trains nothing.
+        report = surrogate.verify("loss", settings=options.settings, best=0, trainer=trainer)
         trust[name] = report.spearman.value
         print(f"{name}: Spearman with {options.settings} real trainings {trust[name]:.4f}")
     surrogates = (alone, many)

@@ -44,4 +44,4 @@ def test_links_lead_to_files(path: Path) -> None:
 
 def test_the_readme_s_first_example_is_short() -> None:
     _, code = blocks(ROOT / "README.md")[0]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10

@@ -15,8 +15,6 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-import hypertune_mip as ht
-
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
@@ -35,15 +33,18 @@ def check_results(folder: Path, output: str) -> None:
         study_name="study", storage=JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     )
     assert len(study.trials) == TRIALS
-    config = json.loads((folder / "best_config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     assert list(config) == ["weight_decay", "dropout", "label_smoothing"]
-    weights = torch.load(folder / "best_model.pt", weights_only=True)
+    weights = torch.load(folder / "network.pt", weights_only=True)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
     assert (folder / "surrogate" / "surrogate.json").is_file()
     assert (folder / "response_surface.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "comparison.md").read_text()
     assert table.strip() in output
-    assert len(table.splitlines()) == 6  # header, rule, untuned, three candidates
+    assert len(table.splitlines()) == 5  # header, rule, two networks from scratch, the delivered one
+    delivered = (folder / "delivered.txt").read_text()
+    assert delivered.strip() in output
+    assert delivered.count("<- this network") == 1
 
 
 def test_digits(tmp_path: Path) -> None:
@@ -108,16 +109,3 @@ def test_idx_files_are_read_as_they_were_written(fashion_folder: Path, monkeypat
     assert images.shape == (100, 1, 14, 14)
     assert labels.dtype == torch.int64
     assert 0.0 <= float(images.min()) <= float(images.max()) <= 1.0
-
-
-def test_best_and_different_keeps_its_distance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    from _common import best_and_different
-
-    space = ht.SearchSpace({"x": optuna.distributions.FloatDistribution(0.0, 10.0)})
-    study = optuna.create_study()
-    for x in (5.0, 5.1, 4.0, 7.0, 0.0):
-        trial = optuna.trial.create_trial(params={"x": x}, distributions=dict(space), value=abs(x - 5.0))
-        study.add_trial(trial)
-    assert best_and_different(study, space, 3) == [{"x": 5.0}, {"x": 7.0}, {"x": 0.0}]
-    assert best_and_different(study, space, 9) == [{"x": 5.0}, {"x": 7.0}, {"x": 0.0}]

@@ -94,19 +94,25 @@ class Delivered:
         """The candidates as a table, the best of each rung first."""
         low, high = self.value.low, self.value.high
         interval = "" if math.isnan(low) else f" ({low:.4g} to {high:.4g})"
-        names = list(self.config)
+        names = {name: max(12, len(name)) for name in self.config}
         lines = [
             f"Delivered: {self.metric} {self.value.value:.4g}{interval} on validation data,"
             f" for {self.cost:.3g} trainings, {self.cost_of_fit:.3g} of them for `fit`",
             "",
-            "".join(["rung  share  start  chosen", f"{self.metric:>12}", *(f"  {name:>12}" for name in names)]),
+            "".join(
+                [
+                    "rung  share  start  chosen",
+                    f"{self.metric:>12}",
+                    *(f"  {name:>{width}}" for name, width in names.items()),
+                ]
+            ),
         ]
         for index in sorted(range(len(self.candidates)), key=self._place):
             each = self.candidates[index]
             lines.append(
                 f"{each.rung:>4}  {each.share:>5.2f}  {each.start:<5}  {each.chosen:<6}"
                 + f"{each.values[self.metric]:>12.4g}"
-                + "".join(f"  {_shown(each.config[name]):>12}" for name in names)
+                + "".join(f"  {_shown(each.config[name]):>{width}}" for name, width in names.items())
                 + ("  <- this network" if index == self.chosen else "")
             )
         return "\n".join(lines)

@@ -129,16 +129,21 @@ class Surrogate(Answers):
         return self._with(hypernet=hypernet, _evaluator=evaluator, _calibrated=calibrated)
 
     def replace(
-        self, *, loss: Loss | None = None, train_loader: Iterable[Any] | None = None, recipe: Recipe | None = None
+        self,
+        *,
+        loss: Loss | Task | None = None,
+        train_loader: Iterable[Any] | None = None,
+        recipe: Recipe | None = None,
     ) -> Surrogate:
         """A copy whose real trainings are others; all else is shared.
 
         Args:
-            loss: What they minimise; None is as in this surrogate.
+            loss: What they minimise, or a task, of which the loss counts; None is as in this surrogate.
             train_loader: Their data; None is as in this surrogate.
             recipe: How a single network is trained; None is as in this surrogate.
         """
-        changes = {"loss": loss, "train_loader": train_loader, "recipe": recipe}
+        plain = loss.loss if isinstance(loss, Task) else loss
+        changes = {"loss": plain, "train_loader": train_loader, "recipe": recipe}
         return self._with(**{name: value for name, value in changes.items() if value is not None})
 
     def _with(self, **attributes: Any) -> Surrogate:

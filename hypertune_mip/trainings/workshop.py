@@ -143,8 +143,9 @@ class Workshop:
 
     def about(self, run: Run) -> dict[str, Any]:
         """All that makes a training but for loss and data, in plain values: two that are alike end in one network."""
-        if run.start not in self._described:
-            self._described[run.start] = self.starts[run.start].description()
+        with _one_at_a_time:
+            if run.start not in self._described:
+                self._described[run.start] = self.starts[run.start].description()
         steps = None if self.steps is None else self._limit(run.share)
         trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
         return {
@@ -186,7 +187,7 @@ class Workshop:
 
     def standard_errors(self, network: nn.Module) -> dict[str, float]:
         """Of the metrics of a finished network, by name, from so many validation examples; see `standard_errors`."""
-        with forked_random_state(self.device), self._validation.own_random_state():
+        with _one_at_a_time, forked_random_state(self.device), self._validation.own_random_state():
             return standard_errors(self.metric, in_front(network), self._validation)
 
     def seconds_of_step(self, run: Run) -> float:
@@ -194,7 +195,7 @@ class Workshop:
         (start,) = self._networks_to_start([run])
         network = Alone(start, run.config, self.space, self.recipe, self.device, self.steps)
         times: list[float] = []
-        with forked_random_state(self.device), gradients(True):
+        with _one_at_a_time, forked_random_state(self.device), gradients(True):
             begin = time.perf_counter()
             for batch in islice(self._batches(run.seed, self._limit(1.0)), _TIMED):
                 network.step(self.loss, batch)
@@ -212,7 +213,8 @@ class Workshop:
             keys.append(run.seed if run.start == SCRATCH and run.common else own)
             if keys[-1] not in made:
                 seed = run.seed if run.common else int(own[:8], 16)
-                made[keys[-1]] = self.starts[run.start].network(run.config, seed)
+                with _one_at_a_time:
+                    made[keys[-1]] = self.starts[run.start].network(run.config, seed)
                 self._check(made[keys[-1]])
         return [made[key] for key in keys]
 
@@ -276,7 +278,7 @@ class Workshop:
 
     def _measured(self, run: RunFunction) -> dict[str, list[float]]:
         """Metrics of each network, by name."""
-        with forked_random_state(self.device), self._validation.own_random_state():
+        with _one_at_a_time, forked_random_state(self.device), self._validation.own_random_state():
             values = measured(self.metric, run, self._validation)
         return {name: value.tolist() for name, value in values.items()}
 
