@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hypertune_mip as ht
-from hypertune_mip.evaluation import ValidationData, standard_errors
+from hypertune_mip.evaluation import ValidationData, standard_error, without_each_group
 from tests import small_problem as problem
 
 CONFIGS = [{"decay": d, "dropout": 0.1} for d in (1e-4, 1e-2, 0.3)]
@@ -119,21 +119,39 @@ def test_a_start_that_there_is_not_is_refused() -> None:
 # Deliveries
 
 
-def test_the_best_network_on_validation_data_is_delivered() -> None:
-    found = delivered(trainings=3.0)
-    values = [each.values["error"] for each in found.candidates]
-    assert found.chosen == int(np.argmin(values))
-    assert found.value.value == min(values)
-    assert found.config == found.candidates[found.chosen].config
-    for name, value in measured(found.network).items():
-        assert found.values[name].value == pytest.approx(value, rel=1e-5)
-    assert not found.network.training
-    assert not any(isinstance(module, ht.nn.Dropout) for module in found.network.modules())
+def test_the_best_network_of_the_last_rung_is_delivered_or_one_that_is_clearly_better() -> None:
+    for seed in range(6):
+        trainer = surrogate().trainer(still() if seed % 2 else None)
+        found = delivered(trainer=trainer, trainings=3.0, seed=seed)
+        rungs = [[each for each in found.candidates if each.rung == number] for number in (1, 2)]
+        first, last = (min(rung, key=lambda each: each.values["error"]) for rung in rungs)
+        networks = [
+            trainer.branch([each.config], share=each.share, start=each.start, seed=seed, progress=False).networks[0]
+            for each in (first, last)
+        ]
+        gap = last.values["error"] - first.values["error"]
+        expected = first if gap > trainer.standard_errors(*networks)["error"] else last
+        assert found.candidates[found.chosen] is expected
+        assert found.value.value == expected.values["error"] and found.config == expected.config
+        for name, value in measured(found.network).items():
+            assert found.values[name].value == pytest.approx(value, rel=1e-5)
+        assert not found.network.training
+        assert not any(isinstance(module, ht.nn.Dropout) for module in found.network.modules())
+
+
+def test_the_standard_error_of_a_difference_is_that_of_pairs() -> None:
+    """Two networks that err alike differ by little on any data, however hard these are."""
+    trainer = surrogate().trainer()
+    one, other = problem.plain_network(), problem.plain_network()
+    with torch.no_grad():
+        other[-1].bias += 1e-3
+    apart, pairs = trainer.standard_errors(one)["error"], trainer.standard_errors(one, other)["error"]
+    assert 0.0 < pairs < 0.02 * apart
 
 
 def test_rungs_go_on_with_the_best_of_the_one_before() -> None:
     found = delivered(trainings=4.0)
-    rungs = [[each for each in found.candidates if each.rung == number] for number in (1, 2, 3)]
+    rungs = [[each for each in found.candidates if each.rung == number] for number in (1, 2)]
     for rung, following in itertools.pairwise(rungs):
         ordered = sorted(rung, key=lambda each: each.values["error"])
         assert [each.config for each in following] == [each.config for each in ordered[: len(following)]]
@@ -403,11 +421,15 @@ def test_the_standard_error_of_a_mean_is_the_textbooks(batch_size: int) -> None:
         with torch.no_grad():
             return tuple({n: v.unsqueeze(0) for n, v in part.items()} for part in function(network, batch))
 
-    found = standard_errors(problem.metric, run, data)
+    found = without_each_group(problem.metric, run, data)
     with torch.no_grad():
         each = (network(x) - y).square()
-    assert found["error"] == pytest.approx(float(each.std()) / math.sqrt(4000), rel=0.6)  # of ten groups
-    assert found["size"] == pytest.approx(0.0, abs=1e-6)  # the same whatever the data
+    assert standard_error(found["error"]) == pytest.approx(
+        float(each.std()) / math.sqrt(4000), rel=0.6
+    )  # of ten groups
+    assert standard_error(found["size"]) == pytest.approx(0.0, abs=1e-6)  # the same whatever the data
+    groups = torch.stack([each[index::10].mean() for index in range(10)])
+    assert standard_error(found["error"]) == pytest.approx(float(groups.std()) / math.sqrt(10), rel=1e-4)
 
 
 def test_where_examples_cannot_be_told_apart_there_is_no_standard_error() -> None:
@@ -422,5 +444,5 @@ def test_where_examples_cannot_be_told_apart_there_is_no_standard_error() -> Non
 
     for batch in (Graphs(), (torch.ones(4), torch.ones(4))):
         data = ValidationData([batch], torch.device("cpu"))
-        found = standard_errors(lambda model, batch: {"value": torch.ones(())}, run, data)
-        assert math.isnan(found["value"])
+        found = without_each_group(lambda model, batch: {"value": torch.ones(())}, run, data)
+        assert math.isnan(standard_error(found["value"]))

@@ -5,7 +5,7 @@ from hypertune_mip.evaluation.emulator import Emulator, EmulatorAccuracy
 from hypertune_mip.evaluation.evaluator import Evaluator, Measure, check_metric
 from hypertune_mip.evaluation.metrics import mean_over_batches, measured, named_scalars
 from hypertune_mip.evaluation.modes import evaluating, gradients
-from hypertune_mip.evaluation.sampling import standard_errors
+from hypertune_mip.evaluation.sampling import standard_error, without_each_group
 from hypertune_mip.metrics import Metric
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "mean_over_batches",
     "measured",
     "named_scalars",
-    "standard_errors",
+    "standard_error",
     "to_device",
+    "without_each_group",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hypertune_mip.errors import DataError
@@ -24,23 +25,29 @@ GROUPS = 10
 _ALIKE = (int, float, str, bytes, type(None))  # what stands in a batch for all of its examples
 
 
-def standard_errors(metric: Metric, run: Run, data: ValidationData) -> dict[str, float]:
-    """Of each metric of one network, by name; NaN where examples cannot be told apart, or there are too few.
+def without_each_group(metric: Metric, run: Run, data: ValidationData) -> dict[str, Float[Tensor, "G"]]:
+    """Each metric of one network without one group of examples after the other, by name.
+
+    NaN where examples cannot be told apart, or there are too few.
 
     Args:
         metric: Written for one setting; means, or of the whole set.
         run: Runs a function of (model, batch), its result with the axis S = 1 in front.
         data: That the network is measured on.
     """
-    rests = _without_each_group(data)
+    rests = _rests(data)
     if rests is None:
-        return dict.fromkeys(measured(metric, run, data), math.nan)
+        return {name: torch.full((GROUPS,), math.nan) for name in measured(metric, run, data)}
     without = [measured(metric, run, rest) for rest in rests]
-    table = {name: torch.cat([values[name] for values in without]) for name in without[0]}
-    return {name: math.sqrt((GROUPS - 1) * float(column.var(correction=0))) for name, column in table.items()}
+    return {name: torch.cat([values[name] for values in without]) for name in without[0]}
 
 
-def _without_each_group(data: ValidationData) -> list[list[Any]] | None:
+def standard_error(without: Float[Tensor, "G"]) -> float:
+    """Of a metric, or of a difference of two, from its values without each group."""
+    return math.sqrt((GROUPS - 1) * float(without.var(correction=0)))
+
+
+def _rests(data: ValidationData) -> list[list[Any]] | None:
     """For each group the batches without its examples, or None where that cannot be."""
     if data.batches is None:  # too many to hold, and to matter
         return None

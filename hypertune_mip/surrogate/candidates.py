@@ -24,7 +24,7 @@ from hypertune_mip.trainings.store import name_of
 
 Origin = Literal["best", "spread"]
 _KIND = "delivery"
-_FIRST, _MIDDLE, _LAST = 0.1, 0.25, 0.5  # shares of the recipe
+_FIRST, _LAST = 0.1, 0.5  # shares of the recipe
 _ROUNDING = 1e-9
 _SCREENED = 512  # settings that the surrogate is asked about
 _OTHER_SEED = 2_000_000  # far from the seeds by which settings to verify are spread
@@ -116,10 +116,10 @@ def kept(folder: str | Path | None, about: Mapping[str, Any], make: Callable[[],
 
 
 def rungs_of(trainings: float, share_of: Callable[[float], float]) -> tuple[Rung, ...]:
-    """Rungs whose branches cost no more than `trainings`: 7 of a tenth, 3 of a quarter and 1 of a half for two.
+    """Two rungs whose branches cost no more than `trainings`, half for each: 10 of a tenth and 2 of a half for two.
 
-    All start from the end of the hypernetwork's training: early weights would order settings better, but these are also
-    to be networks that may be delivered.
+    Both start from the end of the hypernetwork's training: early weights would order settings better, but these are
+    also to be networks that may be delivered.
 
     Args:
         trainings: To spend.
@@ -129,23 +129,18 @@ def rungs_of(trainings: float, share_of: Callable[[float], float]) -> tuple[Rung
         OptionError: If `trainings` is no positive number, or too little for one step.
     """
     left = positive_number("trainings", trainings, error=OptionError)
-    shares = [share_of(share) for share in (_FIRST, _MIDDLE, _LAST)]
-    last = math.floor(left / 2 + _ROUNDING)
-    if last == 0:
-        last, shares[-1] = 1, min(shares[-1], share_of(left))
-        if shares[-1] > left + _ROUNDING:
+    first, last = share_of(_FIRST), share_of(_LAST)
+    if left < last:
+        last = share_of(left)
+        if last > left + _ROUNDING:
             raise OptionError(
                 f"`trainings` must be enough for a step of a branch, {share_of(0.0):g} of a training, but got {left:g}."
             )
-    last = max(1, min(last, math.floor(left / shares[-1] + _ROUNDING)))
-    rungs = [Rung(last, shares[-1], "end")]
-    left -= shares[-1] * last
-    for share, part in ((shares[1], 0.5), (shares[0], 1.0)):
-        count = math.floor(part * left / share + _ROUNDING)
-        if count > rungs[0].candidates and share < rungs[0].share:
-            rungs.insert(0, Rung(count, share, "end"))
-            left -= share * count
-    return tuple(rungs)
+    count = max(1, math.floor(left / 2 / last + _ROUNDING))
+    before = math.floor((left - count * last) / first + _ROUNDING)
+    if before > count and first < last:
+        return (Rung(before, first, "end"), Rung(count, last, "end"))
+    return (Rung(max(count, math.floor(left / last + _ROUNDING)), last, "end"),)
 
 
 def cost_of_fit(history: Sequence[Record], trainer: Trainer, config: Mapping[str, Value]) -> float:

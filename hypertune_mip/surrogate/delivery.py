@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.stats import t as student
@@ -134,7 +135,10 @@ def delivered(
     seed: int,
     progress: bool,
 ) -> Delivered:
-    """The best network, on validation data, of all that the rungs train.
+    """The best network of the last rung, on validation data, or one of an earlier rung that is clearly better.
+
+    Clearly is by more than the standard error of the difference (the rule of one standard error; Breiman et al.,
+    Classification and Regression Trees, 1984): shorter trainings are many, so the best of them is so by luck as well.
 
     Args:
         trainer: Of the branches.
@@ -150,7 +154,7 @@ def delivered(
     """
     left = list(range(len(plan.configs)))
     candidates: list[Candidate] = []
-    best: tuple[float, int, nn.Module] | None = None
+    best: list[tuple[float, int, Callable[[], nn.Module]]] = []  # of each rung: score, index, network
     cost = 0.0
     for number, rung in enumerate(rungs, start=1):
         left = left[: rung.candidates]
@@ -162,13 +166,21 @@ def delivered(
         values = found.metrics[metric]
         scores = np.where(np.isfinite(values), sign(direction) * values, math.inf)
         order = np.argsort(scores, kind="stable")
-        if np.isfinite(scores[order[0]]) and (best is None or scores[order[0]] < best[0]):
-            best = float(scores[order[0]]), len(candidates) + int(order[0]), found.make(int(order[0]))
+        first = int(order[0])
+        if np.isfinite(scores[first]):
+            best.append((float(scores[first]), len(candidates) + first, partial(found.make, first)))
         candidates += _candidates(found, number, [plan.chosen[index] for index in left])
         left = [left[index] for index in order if np.isfinite(scores[index])]
-    if best is None:
+    if not best:
         raise _all_diverged(len(candidates), metric)
-    _, chosen, network = best
+    *earlier, (score, chosen, make) = best
+    network = make()
+    for other_score, index, make_other in sorted(earlier, key=lambda each: each[0]):
+        if other_score < score:
+            other = make_other()
+            errors = _errors(trainer, network, other)
+            if score - other_score > errors.get(metric, math.nan):
+                score, chosen, network = other_score, index, other
     return _delivered(trainer, plan, candidates, chosen, network, metric, direction, cost)
 
 
@@ -235,20 +247,24 @@ def _delivered(
 
 
 def _with_intervals(values: Mapping[str, float], trainer: Trainer, network: nn.Module) -> dict[str, Estimate]:
-    """The values with 90 % intervals, or without where the metric does not take a part of the data."""
-    try:
-        errors = trainer.standard_errors(network)
-    except Exception as error:  # the user's own, of any kind: the network is there, and must not be lost
-        warnings.warn(
-            f"The values have no intervals: the metric fails on nine tenths of the validation data: {error}",
-            HypertuneWarning,
-            stacklevel=5,
-        )
-        errors = dict.fromkeys(values, math.nan)
+    errors = _errors(trainer, network) or dict.fromkeys(values, math.nan)
     return {
         name: Estimate(value, value - _QUANTILE * errors[name], value + _QUANTILE * errors[name])
         for name, value in values.items()
     }
+
+
+def _errors(trainer: Trainer, network: nn.Module, other: nn.Module | None = None) -> dict[str, float]:
+    """Standard errors by metric, empty where a metric does not take a part of the data."""
+    try:
+        return trainer.standard_errors(network, other)
+    except Exception as error:  # the user's own, of any kind: the network is there, and must not be lost
+        warnings.warn(
+            f"The values have no intervals: the metric fails on nine tenths of the validation data: {error}",
+            HypertuneWarning,
+            stacklevel=6,
+        )
+        return {}
 
 
 def _warn_of_lost_state(told: Mapping[str, float], found: Mapping[str, float]) -> None:

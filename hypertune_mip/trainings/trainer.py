@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from hypertune_mip.arguments import plain, real_number, seed_number
 from hypertune_mip.errors import DataError
-from hypertune_mip.evaluation import Metric
+from hypertune_mip.evaluation import Metric, standard_error
 from hypertune_mip.execution import Mode
 from hypertune_mip.space import Config, SearchSpace, Value
 from hypertune_mip.training import Loss, OptionError
@@ -310,15 +310,21 @@ class Trainer:
         """
         return self._workshop.measure(network)
 
-    def standard_errors(self, network: nn.Module) -> dict[str, float]:
+    def standard_errors(self, network: nn.Module, other: nn.Module | None = None) -> dict[str, float]:
         """Of a network's metrics, by name: how far they would be off on other validation data of the same size.
 
-        By leaving tenths of the examples out in turn; NaN where examples cannot be told apart, or are too few.
+        By leaving tenths of the examples out in turn (a jackknife); NaN where examples cannot be told apart, or are too
+        few.
 
         Args:
-            network: Plain, on the device where it was trained.
+            network: Plain, on the device where trainings run.
+            other: A second network, for the standard errors of differences between the two, on the same examples.
         """
-        return self._workshop.standard_errors(network)
+        without = self._workshop.without_each_group(network)
+        if other is not None:
+            second = self._workshop.without_each_group(other)
+            without = {name: column - second[name] for name, column in without.items()}
+        return {name: standard_error(column) for name, column in without.items()}
 
     def seconds_of_training(self, config: Config, *, steps: int | None = None) -> float:
         """What one training from scratch by the whole recipe would take by itself, from the time of some steps.

@@ -13,10 +13,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError
-from hypertune_mip.evaluation import Metric, ValidationData, measured, standard_errors, to_device
+from hypertune_mip.evaluation import Metric, ValidationData, measured, to_device, without_each_group
 from hypertune_mip.evaluation.modes import gradients
 from hypertune_mip.hypernetwork import bindings
 from hypertune_mip.nn import resolve
@@ -185,10 +185,10 @@ class Workshop:
             return finished
         return finished._replace(metrics=metrics, measured_by=self._how_measured(metrics))
 
-    def standard_errors(self, network: nn.Module) -> dict[str, float]:
-        """Of the metrics of a finished network, by name, from so many validation examples; see `standard_errors`."""
+    def without_each_group(self, network: nn.Module) -> dict[str, Tensor]:
+        """The metrics of a finished network, without a tenth of the examples in turn, (10,) by name."""
         with _one_at_a_time, forked_random_state(self.device), self._validation.own_random_state():
-            return standard_errors(self.metric, in_front(network), self._validation)
+            return without_each_group(self.metric, in_front(network), self._validation)
 
     def seconds_of_step(self, run: Run) -> float:
         """What one step of a training takes when it runs by itself, data and all; nothing is kept of it."""
