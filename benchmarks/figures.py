@@ -10,12 +10,19 @@ import matplotlib.pyplot as plt
 
 from benchmarks import results
 from benchmarks.tables.__main__ import ROOT
+from benchmarks.tables.delivery import regrets
 from benchmarks.tables.markdown import group
 from benchmarks.tables.trust import NO_TAU, middles
 
 FOLDER = ROOT / "docs" / "images"
 COLORS = {"surrogate": "tab:red", "tpe": "tab:blue", "gp": "tab:green", "random": "tab:gray", "asha": "tab:purple"}
 NAMES = {"surrogate": "SurrogateSampler", "tpe": "TPE", "gp": "Optuna's GP", "random": "random", "asha": "ASHA"}
+DELIVERED = {  # marker, colour and name
+    "deliver": ("*", "tab:red", "deliver"),
+    "lean": ("P", "tab:orange", "deliver, one setting a step"),
+    "fresh": ("x", "black", "its rungs from fresh weights"),
+    "stacked": ("s", "tab:brown", "stacked trainings, same time"),
+}
 _FLOOR = 0.1  # percent; the best setting that any method has seen has regret 0
 
 
@@ -74,6 +81,46 @@ def draw_trust() -> None:
     plt.close(figure)
 
 
+def delivery_data(document: dict[str, Any], search: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Cost in trainings and median test regret in percent, by task and method; rivals after 1, 2, 4, ... trainings."""
+    return {
+        case: {
+            method: (
+                median([r["cost"] for r in document["rows"] if (r["case"], r["method"]) == (case, method)]),
+                100 * median(values),
+            )
+            for method, values in own.items()
+            if method in DELIVERED
+        }
+        for case, own in regrets(document, search).items()
+        if case not in search["broken"]
+    }
+
+
+def draw_delivery() -> None:
+    """The delivered networks among the curves of searches by real trainings."""
+    search = results.read("search")
+    tasks, delivered = search_data(search), delivery_data(results.read("delivery"), search)
+    figure, grid = plt.subplots(2, 4, figsize=(12, 5), sharex=True, layout="constrained")
+    for ax, (task, points) in zip(grid.flat, delivered.items(), strict=False):
+        for method in ("random", "tpe", "gp", "asha"):
+            curve = tasks[task][method]
+            ax.plot(range(1, len(curve) + 1), curve, color=COLORS[method], label=NAMES[method], linewidth=1.0)
+        for method, (cost, regret) in points.items():
+            ax.plot(cost, regret, DELIVERED[method][0], color=DELIVERED[method][1], label=DELIVERED[method][2])
+        low = min(regret for _, regret in points.values())
+        ax.axhline(0.0, color="gray", linewidth=0.5)
+        ax.set(title=task, xscale="log", ylim=(min(low, 0.0) - 1.0, 15.0))
+    for ax in grid[:, 0]:
+        ax.set_ylabel("test regret, %")
+    figure.supxlabel("cost in trainings, that of the hypernetwork included", fontsize="medium")
+    grid[-1, -1].axis("off")
+    grid[-1, -1].legend(*grid[0, 0].get_legend_handles_labels(), loc="center")
+    figure.savefig(FOLDER / "delivery.png", dpi=110)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     draw_search()
+    draw_delivery()
     draw_trust()

@@ -1,4 +1,4 @@
-"""Curves and surfaces: how a surrogate's metric responds to one hyperparameter, or to two; predictions beside truth.
+"""Curves and surfaces: how a surrogate's metric responds to hyperparameters; predictions beside truth; deliveries.
 
 Each figure has a function `*_data` that computes it and needs no matplotlib.
 """
@@ -18,7 +18,7 @@ from hypertune_mip.arguments import whole_number
 from hypertune_mip.directions import Direction, sign
 from hypertune_mip.errors import MissingExtraError, SpaceError
 from hypertune_mip.space import Config, SearchSpace, Value
-from hypertune_mip.surrogate import Surrogate
+from hypertune_mip.surrogate import Candidate, Delivered, Surrogate
 from hypertune_mip.verification import TrustReport
 
 if TYPE_CHECKING:
@@ -143,6 +143,72 @@ def agreement(report: TrustReport, metric: str | None = None, *, ax: Axes | None
         ax.errorbar(x, y, yerr=up, xerr=across, fmt="o", label=label)
     ax.axline((float(data.true.min()), float(data.true.min())), slope=1.0, color="gray", zorder=0)
     ax.set(xlabel=f"{data.metric}, real training", ylabel=f"{data.metric}, surrogate")
+    ax.legend()
+    return ax
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """Branches of a delivery: for each config its shares and values, in the order of the rungs.
+
+    Args:
+        metric: By which the network was chosen.
+        lines: For each config of the first rung, (shares, values) of its branches; NaN where one diverged.
+        spread: For each whether it was spread over the space, in place of the surrogate's choice.
+        chosen: Share and value of the delivered network.
+        interval: Ends of its 90 % interval; NaN where there is none.
+    """
+
+    metric: str
+    lines: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+    spread: tuple[bool, ...]
+    chosen: tuple[float, float]
+    interval: tuple[float, float]
+
+
+def delivery_data(delivered: Delivered) -> Ladder:
+    """What `delivery` draws.
+
+    Args:
+        delivered: From `Surrogate.deliver`.
+    """
+    by_config: dict[str, list[Candidate]] = {}
+    for candidate in delivered.candidates:
+        by_config.setdefault(str(candidate.config), []).append(candidate)
+    own = delivered.candidates[delivered.chosen]
+    return Ladder(
+        metric=delivered.metric,
+        lines=tuple(
+            (tuple(each.share for each in line), tuple(each.values[delivered.metric] for each in line))
+            for line in by_config.values()
+        ),
+        spread=tuple(line[0].chosen == "spread" for line in by_config.values()),
+        chosen=(own.share, delivered.value.value),
+        interval=(delivered.value.low, delivered.value.high),
+    )
+
+
+def delivery(delivered: Delivered, *, ax: Axes | None = None) -> Axes:
+    """Draw all branches of a delivery, those of one config joined, with the delivered network, and return the axes.
+
+    Args:
+        delivered: As in `delivery_data`.
+        ax: Where to draw; None makes a figure.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    data = delivery_data(delivered)
+    ax = _new_axes() if ax is None else ax
+    labels = {False: "the surrogate's best", True: "spread over the space"}
+    for (shares, values), is_spread in zip(data.lines, data.spread, strict=True):
+        color = "tab:orange" if is_spread else "tab:blue"
+        ax.plot(shares, values, "o-", color=color, alpha=0.7, label=labels.pop(is_spread, None))
+    share, value = data.chosen
+    if not np.isnan(data.interval).any():
+        ax.plot([share, share], data.interval, color="gray", zorder=0, label="90 % interval")
+    ax.plot(share, value, **_STAR, linestyle="none", label="delivered")
+    ax.set(xlabel="share of a training", ylabel=f"{data.metric} on validation data")
     ax.legend()
     return ax
 

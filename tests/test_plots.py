@@ -15,11 +15,14 @@ import hypertune_mip as ht
 from hypertune_mip.plots import (
     agreement,
     agreement_data,
+    delivery,
+    delivery_data,
     response_curve,
     response_curve_data,
     response_surface,
     response_surface_data,
 )
+from tests import small_problem as problem
 
 SPACE = ht.SearchSpace(
     {
@@ -246,3 +249,20 @@ def test_agreement_shows_both_kinds_of_settings() -> None:
         "spread over the space",
         "the surrogate's best",
     ]
+
+
+def test_a_delivery_is_drawn_config_by_config() -> None:
+    delivered = problem.fit(epochs=8, **problem.validation()).deliver("error", progress=False)
+    data = delivery_data(delivered)
+    first = [each for each in delivered.candidates if each.rung == 1]
+    assert len(data.lines) == len(first)
+    assert [line[1][0] for line in data.lines] == [each.values["error"] for each in first]
+    assert data.spread == tuple(each.chosen == "spread" for each in first)
+    assert sum(len(shares) for shares, _ in data.lines) == len(delivered.candidates)
+    assert all(list(shares) == sorted(shares) for shares, _ in data.lines)
+    assert data.chosen == (delivered.candidates[delivered.chosen].share, delivered.value.value)
+    assert data.interval == (delivered.value.low, delivered.value.high)
+    ax = delivery(delivered)
+    assert len(ax.lines) == len(first) + 2  # the interval, and the star
+    labels = {text.get_text() for text in ax.get_legend().get_texts()}
+    assert labels == {"the surrogate's best", "spread over the space", "90 % interval", "delivered"}

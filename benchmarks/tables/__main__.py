@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import compatibility, fitting, kernel, plans, ray, sklearn, trust
+from benchmarks.tables import compatibility, delivery, fitting, kernel, plans, ray, sklearn, trust
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "cluster", "compatibility")))
@@ -21,6 +21,9 @@ _ALL += (
     trust.search,
     trust.search_summary,
     trust.search_clock,
+    delivery.branches,
+    delivery.delivery,
+    delivery.delivery_summary,
     ray.ray_kills,
     ray.ray_steps,
     ray.ray_tune,
