@@ -119,7 +119,7 @@ SEARCHES: dict[str, Callable[[ht.Surrogate], Any]] = {
 def test_memory_does_not_grow_with_the_number_of_batches(name: str, mapping: Any) -> None:
     search = SEARCHES[name]
     network, batch = _networks()["layers"]
-    few, many = (surrogate(network, *[batch] * n, recipe=None, mapping=mapping) for n in (1, 4))
+    few, many = (surrogate(network, *[batch] * n, budget=None, mapping=mapping) for n in (1, 4))
     for one in (few, many):
         search(one)  # chunks are measured once
     assert peak(lambda: search(many)) <= 1.1 * peak(lambda: search(few))

@@ -177,10 +177,12 @@ class Answers(ABC):
             HypertuneWarning: If the error of a metric is not small (see `EmulatorAccuracy`).
 
         Example:
+            >>> import torch
             >>> from optuna.distributions import FloatDistribution
+            >>> from hypertune_mip import HyperNetwork, Surrogate
             >>> space = SearchSpace({"dropout": FloatDistribution(0.0, 0.5)})
             >>> surrogate = Surrogate(
-            ...     HyperNetwork(nn.Linear(3, 1), space),
+            ...     HyperNetwork(torch.nn.Linear(3, 1), space),
             ...     metric=lambda model, x: {"loss": model(x).square().mean()},
             ...     val_loader=[torch.ones(4, 3)],
             ... )
