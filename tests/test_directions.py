@@ -46,7 +46,7 @@ def test_directions_are_minimize_unless_said() -> None:
     assert UP.directions == {"score": "maximize", "loss": "minimize"}
     assert UP.stated_directions == {"score": "maximize"}
     assert DOWN.directions == {"score": "minimize", "loss": "minimize"} and DOWN.stated_directions == {}
-    assert UP.on("cpu").directions == UP.directions
+    assert UP.to("cpu").directions == UP.directions
 
 
 def test_a_turned_measure_is_that_of_the_negated_metric() -> None:

@@ -89,6 +89,6 @@ def test_training_goes_on_without_changing_it() -> None:
 def test_copies_and_files_of_a_surrogate_have_it(tmp_path: Path) -> None:
     surrogate = fit(epochs=4, **validation())
     surrogate.save(tmp_path)
-    copies = [ht.Surrogate.load(tmp_path, network()), surrogate.on("cpu"), pickle.loads(pickle.dumps(surrogate))]
+    copies = [ht.Surrogate.load(tmp_path, network()), surrogate.to("cpu"), pickle.loads(pickle.dumps(surrogate))]
     assert all(same_tensors(each.early, surrogate.early) for each in copies)
     assert ht.Surrogate(hypernet()).early is None

@@ -126,6 +126,6 @@ def test_attention_trains_in_every_precision(precision: Any) -> None:
 def test_a_surrogate_answers_on_cuda_as_on_the_cpu() -> None:
     surrogate = trained(**small_problem.validation())
     units = surrogate.space.sample(50)
-    expected = surrogate.on("cpu").evaluate_units(units)
+    expected = surrogate.to("cpu").evaluate_units(units)
     for name, values in surrogate.evaluate_units(units).items():
         assert values == pytest.approx(expected[name], rel=1e-4)

@@ -142,7 +142,7 @@ def test_outputs_and_targets_may_be_trees_of_half_numbers() -> None:
 def test_calibration_emulation_copies_and_processes_take_it() -> None:
     asked = surrogate()
     config = space().from_unit(space().sample(1))[0]
-    assert asked.on("cpu").evaluate(config) == asked.evaluate(config)
+    assert asked.to("cpu").evaluate(config) == asked.evaluate(config)
     assert pickle.loads(pickle.dumps(asked)).evaluate(config) == asked.evaluate(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ht.HypertuneWarning)  # an AUC of 48 examples moves in steps
@@ -237,7 +237,7 @@ def looked_at(metric: Any, **options: Any) -> list[str]:
         warnings.simplefilter("always")
         asked.evaluate_units(space().sample(2))
     asked.evaluate_units(space().sample(3))
-    asked.on("cpu").evaluate_units(space().sample(3))
+    asked.to("cpu").evaluate_units(space().sample(3))
     return [str(warning.message) for warning in caught]
 
 

@@ -118,7 +118,7 @@ def test_a_copy_whose_real_trainings_are_others(calibrated: ht.Surrogate) -> Non
 
 
 def test_a_copy_on_another_device_is_whole(calibrated: ht.Surrogate) -> None:
-    moved = calibrated.on("cpu")
+    moved = calibrated.to("cpu")
     assert moved.hypernet is not calibrated.hypernet
     assert moved.train_loader is calibrated.train_loader
     assert_same(calibrated, moved)

@@ -118,7 +118,7 @@ class Surrogate(Answers):
             f" head={self.hypernet.head}, epochs={len(self.history)})"
         )
 
-    def on(self, device: str | torch.device) -> Surrogate:
+    def to(self, device: str | torch.device) -> Surrogate:
         """A copy on another device, with the same reports and calibration."""
         hypernet = copy.deepcopy(self.hypernet).to(device)
         evaluator = calibrated = None

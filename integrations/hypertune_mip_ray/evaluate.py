@@ -54,7 +54,7 @@ def evaluate_batch(
     resources = dict(resources_per_actor or {"CPU": 1})
     count = min(len(chunks), how_many(resources), *([] if actors is None else [actors]))
     options = {**task_options(resources), "max_restarts": _RETRIES, "max_task_retries": _RETRIES}
-    shared = ray.put(surrogate.on("cpu"))
+    shared = ray.put(surrogate.to("cpu"))
     actor: Any = _Evaluator
     pool = ActorPool([actor.options(**options).remote(shared) for _ in range(count)])
     parts = pool.map(lambda each, chunk: each.evaluate.remote(chunk), chunks)
@@ -68,7 +68,7 @@ class _Evaluator:
 
     def __init__(self, surrogate: Surrogate) -> None:
         on_gpu = ray.get_gpu_ids() and torch.cuda.is_available()
-        self._surrogate = surrogate.on("cuda") if on_gpu else surrogate
+        self._surrogate = surrogate.to("cuda") if on_gpu else surrogate
 
     def evaluate(self, units: Tensor) -> dict[str, np.ndarray]:
         return self._surrogate.evaluate_units(units)

@@ -33,7 +33,7 @@ def trainable(surrogate: Surrogate, metrics: str | Sequence[str]) -> Any:
         if name not in surrogate.metrics:
             raise SpaceError(f"The metric {name!r} is unknown; `metric` returns {list(surrogate.metrics)}.")
     surrogate.warn_of_doubts(*names, stacklevel=3)
-    return tune.with_parameters(surrogate_trial, pickled=cloudpickle.dumps(surrogate.on("cpu")))
+    return tune.with_parameters(surrogate_trial, pickled=cloudpickle.dumps(surrogate.to("cpu")))
 
 
 def surrogate_trial(config: dict[str, Any], pickled: bytes) -> None:
