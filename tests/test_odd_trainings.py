@@ -323,6 +323,14 @@ def test_configs_are_trained_at_as_they_were_given(tmp_path: Path) -> None:
     assert again.metrics["error"].tolist() == found.metrics["error"].tolist()
 
 
+def test_one_config_and_whole_numbers_are_the_same_as_a_list_and_floats() -> None:
+    real = trainer(parallel=1)
+    expected = real.train([{"decay": 1.0, "dropout": 0.0}], progress=False)["error"]
+    for configs in ({"decay": 1, "dropout": 0}, [{"decay": np.float64(1.0), "dropout": np.int64(0)}]):
+        assert real.train(configs, progress=False)["error"].tolist() == expected.tolist()  # type: ignore[arg-type]
+    assert "finished=1" in repr(real)
+
+
 def test_a_batch_sampler_with_a_generator_of_its_own_is_seeded() -> None:
     sampler = RandomSampler(problem.data(), generator=torch.Generator().manual_seed(9))
     loader = DataLoader(problem.data(), batch_sampler=BatchSampler(sampler, 4, drop_last=False))

@@ -346,9 +346,10 @@ class Trainer:
 
     def _own(self, configs: Sequence[Config]) -> list[dict[str, Value]]:
         """Configs as they were given, in the space's order: on a logarithmic range a unit gives other last digits."""
+        given = [configs] if isinstance(configs, Mapping) else list(configs)
         return [
             {name: _given(value, config[name]) for name, value in decoded.items()}
-            for config, decoded in zip(configs, self.space.from_unit(self.space.to_unit(configs)), strict=True)
+            for config, decoded in zip(given, self.space.from_unit(self.space.to_unit(given)), strict=True)
         ]
 
     def _finished(self, runs: list[Run], *, keep: bool, progress: bool) -> list[Finished]:
@@ -428,8 +429,10 @@ class Trainer:
 
 def _given(decoded: Value, given: Any) -> Value:
     """A float as it was given, where it is the same but for rounding."""
-    own = plain(given)
-    return own if isinstance(decoded, float) and math.isclose(decoded, own, rel_tol=1e-9, abs_tol=1e-12) else decoded
+    if not isinstance(decoded, float):
+        return decoded
+    own = float(plain(given))
+    return own if math.isclose(decoded, own, rel_tol=1e-9, abs_tol=1e-12) else decoded
 
 
 def _numbers(seeds: Any) -> list[int]:
