@@ -24,6 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hypertune_mip as ht
 from hypertune_mip.evaluation import ValidationData, standard_error, without_each_group
+from hypertune_mip.surrogate.candidates import Plan, Rung, cost_of_fit
+from hypertune_mip.surrogate.delivery import delivered as delivered_by
 from tests import small_problem as problem
 
 CONFIGS = [{"decay": d, "dropout": 0.1} for d in (1e-4, 1e-2, 0.3)]
@@ -258,14 +260,57 @@ def test_a_loader_without_length_is_counted_in_epochs() -> None:
         short.deliver("error", trainings=0.3)
 
 
-def test_the_cost_of_fit_does_not_depend_on_how_batches_are_accumulated() -> None:
-    costs = [
-        problem.fit(epochs=30, accumulate=count, settings_per_step=1, **problem.validation())
-        .deliver("error", trainings=0.2, progress=False)
-        .cost_of_fit
-        for count in (1, 3)
-    ]
-    assert 0.2 < costs[0] / costs[1] < 5.0  # three times by the steps alone, and machines are busy
+class Told:
+    """A trainer whose branches have values that are told, by share, as have standard errors."""
+
+    steps: int | None = 100
+    recipe = ht.Recipe(epochs=10)
+
+    def __init__(self, values: dict[float, list[float]], error: float) -> None:
+        self.values, self.error = values, error
+
+    def branch(self, configs: Any, *, share: float, start: Any, seed: int, progress: bool) -> ht.Branches:
+        values = np.array(self.values[share])[: len(configs)]
+        return ht.Branches(
+            configs=tuple(configs),
+            metrics={"error": values},
+            cost=share * len(configs),
+            share=share,
+            start=start,
+            make=lambda index: nn.Linear(1, 1).requires_grad_(False).apply(lambda m: m.bias.fill_(values[index])),
+        )
+
+    def measure(self, network: Any) -> dict[str, float]:
+        return {"error": float(network.bias)}
+
+    def standard_errors(self, network: Any, other: Any = None) -> dict[str, float]:
+        return {"error": self.error}
+
+    def seconds_of_training(self, config: Any, *, steps: int | None = None) -> float:
+        return 2.0 if steps is None else 0.5 * steps
+
+
+@pytest.mark.parametrize(("error", "rung"), [(0.05, 1), (0.099, 1), (0.101, 2), (math.nan, 2)])
+def test_an_earlier_network_is_delivered_if_it_is_better_by_more_than_a_standard_error(error: float, rung: int) -> None:
+    told: Any = Told({0.25: [0.7, 0.3, 0.5], 0.5: [0.4, 0.6]}, error)
+    plan = Plan([{"decay": d} for d in (0.1, 0.2, 0.3)], ["best", "best", "spread"], 1.0)
+    found = delivered_by(
+        told, plan, [Rung(3, 0.25, "end"), Rung(2, 0.5, "end")], "error", "minimize", seed=0, progress=False
+    )
+    assert found.candidates[found.chosen].rung == rung
+    assert found.value.value == (0.3 if rung == 1 else 0.4)
+    assert float(found.network.bias) == pytest.approx(found.value.value)
+    assert found.config == {"decay": 0.2} and found.cost == pytest.approx(1.0 + 0.75 + 1.0)
+
+
+def test_the_cost_of_fit_is_that_of_its_time_however_batches_are_accumulated() -> None:
+    told: Any = Told({}, 0.0)
+    for steps in (5, 1):  # optimiser steps of an epoch
+        history = [{"seconds": 4.0, "step": steps * epoch} for epoch in (1, 2)]
+        assert cost_of_fit(history, told, {}) == 8.0 / 2.0
+    told.steps = None
+    assert cost_of_fit([{"seconds": 4.0, "step": 3}], told, {}) == 4.0 / (0.5 * 3 * 10)
+    assert math.isnan(cost_of_fit([], told, {}))
 
 
 @pytest.mark.parametrize("trainings", [0.0, -1.0, math.nan, "two"])
