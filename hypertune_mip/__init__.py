@@ -16,6 +16,7 @@ from hypertune_mip.errors import (
     LossError,
     MissingExtraError,
     NetworkError,
+    OptionError,
     SpaceError,
     StorageError,
     TrainingError,
@@ -27,7 +28,7 @@ from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.surrogate import Candidate, Delivered, Optimum, ParetoPoint, Surrogate, fit
 from hypertune_mip.tasks import Classification, Regression, Task
-from hypertune_mip.training import OptionError, callbacks
+from hypertune_mip.training import callbacks
 from hypertune_mip.trainings import Branches, Recipe, Trainer
 from hypertune_mip.verification import Estimate, TrustReport
 

@@ -27,6 +27,10 @@ class LossError(HypertuneError, ValueError):
     """A loss or metric returned something that training or evaluation cannot use."""
 
 
+class OptionError(HypertuneError, ValueError):
+    """An option, such as those of `fit`, is invalid."""
+
+
 class TrainingError(HypertuneError, RuntimeError):
     """Training had to stop; the last good state has been kept."""
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 from small_problem import fit, hypernet, loader, loss
+from torch import nn
 
 import hypertune_mip as ht
 from hypertune_mip.training import Options
@@ -72,6 +74,22 @@ def test_an_unknown_option_is_refused_with_the_closest_name(name: str, message: 
     with pytest.raises(ht.OptionError, match=message) as caught:
         fit(**{name: 3})
     assert isinstance(caught.value, TypeError)
+
+
+OPTIMISERS: dict[str, tuple[Any, str]] = {
+    "of a config": (lambda p, config: torch.optim.SGD(p), r"must be a function of \(parameters\), but got <function"),
+    "nothing": (None, r"must be a function of \(parameters\), but got None"),
+    "no optimiser": (lambda p: "adam", "must return a torch optimiser, but gave 'adam'"),
+    "other parameters": (lambda p: torch.optim.SGD(nn.Linear(1, 1).parameters()), "holds 0 of them and 2 others"),
+    "a closure": (torch.optim.LBFGS, "is LBFGS, which evaluates the loss several times a step"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_an_optimiser_that_could_not_train_is_refused(name: str) -> None:
+    optimizer, message = OPTIMISERS[name]
+    with pytest.raises(ht.OptionError, match=message):
+        fit(optimizer=optimizer)
 
 
 def test_data_may_be_given_by_position_or_by_name() -> None:

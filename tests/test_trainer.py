@@ -184,11 +184,89 @@ def test_the_recipe_of_a_config_is_the_one_that_a_user_would_write() -> None:
     assert found["error"].item() == pytest.approx(float(expected.detach()), rel=TOLERANCE)
 
 
+ODD_STEPS: dict[str, dict[str, Any]] = {
+    "clipped": {"gradient_clip": 0.05},
+    "accumulated": {"accumulate": 2},
+    "bfloat16": {"precision": "bfloat16"},
+    "all of it": {"gradient_clip": 0.05, "accumulate": 2, "precision": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("options", ODD_STEPS.values(), ids=ODD_STEPS)
+@pytest.mark.parametrize("parallel", [16, 1], ids=["stacked", "alone"])
+def test_clipped_accumulated_and_mixed_steps_are_those_of_a_loop_by_hand(options: Any, parallel: int) -> None:
+    network, loader = problem.plain_network(), problem.loader(shuffle=False)  # three batches, so that one is left over
+    chosen = ht.Recipe(epochs=3, optimizer=AnyConfig(sgd), schedule=None, **options)
+    made = trainer(network, recipe=chosen, train_loader=loader, initialize="given", parallel=parallel)
+    found = made.train(CONFIGS, progress=False)
+    assert ("stacked" in repr(made)) == (parallel > 1)
+    for row, config in enumerate(CONFIGS):
+        model = copy.deepcopy(network)
+        optimizer = sgd(model.parameters())
+        for _ in range(3):
+            batches = list(loader)
+            while batches:
+                group = [batches.pop(0) for _ in range(min(options.get("accumulate", 1), len(batches)))]
+                optimizer.zero_grad()
+                for batch in group:
+                    with torch.autocast("cpu", torch.bfloat16, enabled="precision" in options):
+                        value = problem.loss(model, batch, config)
+                    (value.float() / len(group)).backward()
+                if "gradient_clip" in options:
+                    norm = nn.utils.clip_grad_norm_(model.parameters(), options["gradient_clip"])
+                    assert norm > options["gradient_clip"]
+                optimizer.step()
+        expected = problem.metric(model.eval(), problem.data().tensors)["error"]
+        tolerance = 0.02 if "precision" in options else TOLERANCE
+        assert found["error"][row, 0] == pytest.approx(float(expected.detach()), rel=tolerance)
+
+
+def test_in_float16_the_gradient_is_scaled_and_an_overflow_leaves_the_network_as_it_is() -> None:
+    chosen = ht.Recipe(epochs=1, optimizer=AnyConfig(sgd), schedule=None, precision="float16")
+    start = problem.plain_network()
+
+    def loss(model: nn.Module, batch: Any, config: Any) -> Tensor:
+        return 1e36 * problem.loss(model, batch, config)  # times 2**16 infinite
+
+    trained = trainer(start, recipe=chosen, loss=loss, initialize="given", parallel=16)
+    assert "one after another" in repr(trained)
+    network = trained.network(CONFIGS[0])
+    for own, given in zip(network.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(own, given)
+
+    small = trainer(start, recipe=chosen, loss=lambda m, b, c: 1e-7 * problem.loss(m, b, c), initialize="given")
+    moved = small.network(CONFIGS[0])
+    assert any((own != given).any() for own, given in zip(moved.parameters(), start.parameters(), strict=True))
+
+
+def test_trainings_by_other_clipping_accumulation_or_precision_are_others(tmp_path: Path) -> None:
+    for options in ({}, *ODD_STEPS.values()):
+        chosen = ht.Recipe(epochs=1, optimizer=AnyConfig(sgd), **options)
+        trainer(recipe=chosen, folder=tmp_path).train(CONFIGS[:1], progress=False)
+    assert len(list(tmp_path.glob("training-*.json"))) == 1 + len(ODD_STEPS)
+
+
+@pytest.mark.parametrize("options", [{"gradient_clip": 0.0}, {"accumulate": 0}, {"precision": "float8"}], ids=str)
+def test_steps_that_could_not_be_taken_are_refused(options: Any) -> None:
+    with pytest.raises(ht.OptionError, match=f"`{next(iter(options))}` must be"):
+        ht.Recipe(epochs=1, **options)
+
+
+def test_the_recipe_of_a_surrogate_is_what_fit_was_told() -> None:
+    told = {"epochs": 20, "optimizer": sgd, "gradient_clip": 0.5, "accumulate": 2, "precision": "bfloat16"}
+    surrogate = problem.fit(**told, **problem.validation())
+    recipe = surrogate.trainer().recipe
+    assert {name: getattr(recipe, name) for name in told if name != "optimizer"} == {
+        name: value for name, value in told.items() if name != "optimizer"
+    }
+    assert recipe.optimizer(problem.network().parameters(), {}).param_groups[0]["momentum"] == 0.9
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "other parameters": (lambda p, c: torch.optim.SGD(nn.Linear(1, 1).parameters()), "holds 0 of them and 2 others"),
     "some parameters": (lambda p, c: torch.optim.SGD(list(p)[:1]), "holds 1 of them and 0 others"),
     "no optimiser": (lambda p, c: None, "must return a torch optimiser, but gave None"),
-    "a closure": (lambda p, c: torch.optim.LBFGS(p), "LBFGS evaluates the loss several times a step"),
+    "a closure": (lambda p, c: torch.optim.LBFGS(p), "is LBFGS, which evaluates the loss several times a step"),
 }
 
 

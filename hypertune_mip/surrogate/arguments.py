@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn.modules.loss import _Loss
 
 from hypertune_mip.directions import Direction, checked_directions
-from hypertune_mip.errors import DataError, LossError, NetworkError
+from hypertune_mip.errors import DataError, LossError, NetworkError, OptionError
 from hypertune_mip.evaluation import Evaluator
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.metrics import Metric, WholeSet
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.tasks import Task
-from hypertune_mip.training import Loss, OptionError
+from hypertune_mip.training import Loss
 
 
 def as_hypernetwork(network: Any, space: SearchSpace | None) -> HyperNetwork:

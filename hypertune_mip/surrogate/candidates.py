@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 
 from hypertune_mip.arguments import positive_number
-from hypertune_mip.errors import StorageError
+from hypertune_mip.errors import OptionError, StorageError
 from hypertune_mip.evaluation import Measure
 from hypertune_mip.space import Value
 from hypertune_mip.storage import load_json, save_json
 from hypertune_mip.surrogate.search import diverse_best
-from hypertune_mip.training import OptionError, Record
+from hypertune_mip.training import Record
 from hypertune_mip.trainings import BranchPoint, Trainer
 from hypertune_mip.trainings.store import name_of
 

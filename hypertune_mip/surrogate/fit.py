@@ -81,6 +81,18 @@ def fit(
     return finished(hypernet, trained, chosen, loss=loss, train_loader=train_loader, evaluator=evaluator, stacklevel=3)
 
 
+def recipe_of(options: Options) -> Recipe:
+    """How `fit` trained, for a single network."""
+    return Recipe(
+        epochs=options.epochs,
+        optimizer=AnyConfig(options.optimizer),
+        schedule=options.schedule,
+        gradient_clip=options.gradient_clip,
+        accumulate=options.accumulate,
+        precision=options.precision,
+    )
+
+
 def finished(
     hypernet: HyperNetwork,
     trained: Trained,
@@ -109,7 +121,7 @@ def finished(
         hypernet,
         loss=loss,
         train_loader=train_loader,
-        recipe=Recipe(epochs=options.epochs, optimizer=AnyConfig(options.optimizer), schedule=options.schedule),
+        recipe=recipe_of(options),
         history=trained.history,
         execution=trained.execution,
         early=trained.snapshot,

@@ -17,12 +17,12 @@ from torch.distributions import Normal
 
 from hypertune_mip.arguments import real_number, seed_number
 from hypertune_mip.directions import Direction, sign
-from hypertune_mip.errors import MissingExtraError, SpaceError
+from hypertune_mip.errors import MissingExtraError, OptionError, SpaceError
 from hypertune_mip.space import SearchSpace
 from hypertune_mip.surrogate.search import distance_to, diverse_best
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.surrogate.turned import Turned
-from hypertune_mip.training.options import OptionError, at_least
+from hypertune_mip.training.options import at_least
 from hypertune_mip.verification.calibration import FEWEST, Calibration
 from hypertune_mip.verification.statistics import regret, sparse_kendall
 

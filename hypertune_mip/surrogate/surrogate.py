@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hypertune_mip.arguments import positive_number, seed_number, whole_number
 from hypertune_mip.directions import Direction, checked_directions, sign
-from hypertune_mip.errors import DataError, HypertuneWarning, SpaceError
+from hypertune_mip.errors import DataError, HypertuneWarning, OptionError, SpaceError
 from hypertune_mip.evaluation import Evaluator, Metric, check_metric
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Config, SearchSpace
@@ -28,7 +28,7 @@ from hypertune_mip.surrogate.materialize import materialize
 from hypertune_mip.surrogate.persistence import load_surrogate, save_surrogate
 from hypertune_mip.surrogate.trust import corrected, make_report, settings_to_verify
 from hypertune_mip.tasks import Task
-from hypertune_mip.training import Loss, OptionError, Record
+from hypertune_mip.training import Loss, Record
 from hypertune_mip.trainings import Branches, Executor, FromHypernetwork, Recipe, Trainer
 from hypertune_mip.trainings.starts import Initialize, Starts, digest
 from hypertune_mip.verification.report import TrustReport

@@ -6,7 +6,8 @@ import torch
 
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.training.fingerprint import description_of
-from hypertune_mip.training.options import Options
+from hypertune_mip.training.optimizers import checked
+from hypertune_mip.training.options import EXAMPLE, Options
 from hypertune_mip.training.pace import Pace
 from hypertune_mip.training.schedule import Schedule
 
@@ -24,7 +25,8 @@ class Descent:
         """See the class."""
         self._parameters = [p for p in hypernet.parameters() if p.requires_grad]
         self._clip = options.gradient_clip
-        self.optimizer = options.optimizer(self._parameters)
+        made = options.optimizer(self._parameters)
+        self.optimizer = checked(made, self._parameters, whose="The `optimizer` of `fit`", example=EXAMPLE)
         self.description = description_of(self.optimizer)  # as it was made, before anything below changes its groups
         balanced = options.normalize and hypernet.residual
         self._pace = Pace(self.optimizer, hypernet.network, active=balanced)

@@ -17,11 +17,11 @@ from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 import torch
 
 from hypertune_mip.execution import Execution
+from hypertune_mip.training.optimizers import OptimizerFactory, ScheduleFactory
 from hypertune_mip.training.options import (
     Callback,
-    OptimizerFactory,
     Options,
-    ScheduleFactory,
+    Precision,
     UnknownOptionError,
 )
 
@@ -42,7 +42,7 @@ class TrainingKeywords(TypedDict, total=False):
     schedule: ScheduleFactory | None
     gradient_clip: float | None
     accumulate: int
-    precision: Literal["float32", "bfloat16", "float16"]
+    precision: Precision
     execution: Execution | Literal["measured", "usual"]
     capture: bool
     seed: int

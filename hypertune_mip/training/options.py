@@ -5,41 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from hypertune_mip.arguments import real_number, seed_number, whole_number
-from hypertune_mip.errors import DataError, HypertuneError
+from hypertune_mip.errors import DataError, OptionError
 from hypertune_mip.execution import Execution
+from hypertune_mip.training.optimizers import OptimizerFactory, ScheduleFactory, adam, check_factory, cosine
 
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 Callback = Callable[[dict[str, Any]], bool | None]
 """Gets the record of an epoch; True ends training after it, and nothing else does."""
 Loss = Callable[[nn.Module, Any, Any], Tensor]
+Precision = Literal["float32", "bfloat16", "float16"]
+EXAMPLE = "optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
 _T = TypeVar("_T")
-
-
-class OptionError(HypertuneError, ValueError):
-    """An option of `fit` is invalid."""
 
 
 class UnknownOptionError(OptionError, TypeError):
     """There is no option of this name."""
-
-
-def adam(parameters: Iterable[Any]) -> Optimizer:
-    """The default optimiser: Adam at learning rate 6e-3, in one fused kernel."""
-    return torch.optim.Adam(parameters, lr=6e-3, fused=True)
-
-
-def cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """The default schedule: from the optimiser's learning rate to zero along half a cosine over all steps."""
-    return CosineAnnealingLR(optimizer, steps)
 
 
 def option(default: _T, description: str, *, may_differ: bool = False) -> _T:
@@ -86,9 +71,7 @@ class Options:
     )
     gradient_clip: float | None = option(None, "Largest norm of the whole gradient.")
     accumulate: int = option(1, "Batches whose gradients are added up before each optimiser step.")
-    precision: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", '"bfloat16" or "float16" for mixed precision.'
-    )
+    precision: Precision = option("float32", '"bfloat16" or "float16" for mixed precision.')
     execution: Execution | Literal["measured", "usual"] = option(
         "measured",
         'How the settings of a step run, which decides about time alone. `Execution` says it by hand; "measured" times'
@@ -135,17 +118,14 @@ class Options:
             object.__setattr__(self, name, *at_least(1, **{name: getattr(self, name)}))
         object.__setattr__(self, "seed", seed_number(self.seed, error=OptionError))
         object.__setattr__(self, "endpoints", real_number("endpoints", self.endpoints, error=OptionError))
-        if self.gradient_clip is not None:
-            clip = real_number("gradient_clip", self.gradient_clip, error=OptionError)
-            object.__setattr__(self, "gradient_clip", clip)
+        object.__setattr__(self, "gradient_clip", checked_clip(self.gradient_clip))
         _one_of(("auto", "split", "full"), batching=self.batching)
-        _one_of(("float32", "bfloat16", "float16"), precision=self.precision)
+        check_precision(self.precision)
+        check_factory(self.optimizer, "parameters", whose="The `optimizer` of `fit`", example=EXAMPLE)
         if not isinstance(self.execution, Execution):
             _one_of(("measured", "usual"), execution=self.execution)
         if not 0.0 <= self.endpoints < 1.0:
             raise OptionError(f"`endpoints` must lie in [0, 1), but got {self.endpoints!r}.")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise OptionError(f"`gradient_clip` must be positive or None, but got {self.gradient_clip!r}.")
         if self.resume and self.checkpoint is None:
             raise OptionError("`resume=True` needs `checkpoint`, the folder that the run to go on with wrote to.")
 
@@ -185,6 +165,21 @@ def total_steps(
 def at_least(low: int, **values: Any) -> tuple[int, ...]:
     """The values as ints, in their order; raises OptionError unless each is a whole number of at least `low`."""
     return tuple(whole_number(name, value, low=low, error=OptionError) for name, value in values.items())
+
+
+def checked_clip(value: Any) -> float | None:
+    """The largest norm of a gradient, or None; raises OptionError unless it is positive."""
+    if value is None:
+        return None
+    clip = real_number("gradient_clip", value, error=OptionError)
+    if not clip > 0:
+        raise OptionError(f"`gradient_clip` must be positive or None, but got {value!r}.")
+    return clip
+
+
+def check_precision(value: Any) -> None:
+    """Raise OptionError unless there is such a precision."""
+    _one_of(get_args(Precision), precision=value)
 
 
 def _one_of(allowed: tuple[str, ...], **values: Any) -> None:

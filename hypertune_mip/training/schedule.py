@@ -15,8 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from hypertune_mip.errors import OptionError
 from hypertune_mip.training.fingerprint import described, name_of
-from hypertune_mip.training.options import OptionError, ScheduleFactory
+from hypertune_mip.training.optimizers import ScheduleFactory
 
 _LOOKED_AT = 20_000  # steps at most, to tell one schedule from another: half a second
 

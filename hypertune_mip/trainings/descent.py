@@ -14,6 +14,7 @@ from hypertune_mip.training.fingerprint import description_of
 from hypertune_mip.training.schedule import Schedule
 from hypertune_mip.trainings.recipe import Recipe
 
+_ROUNDING = 1e-6  # torch's own, which keeps it from dividing by 0
 _ELEMENTWISE = {
     getattr(torch.optim, name)
     for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "RMSprop", "Rprop", "ASGD")
@@ -42,6 +43,7 @@ class Descent:
     ) -> None:
         """See the class."""
         self._weights = list(weights)
+        self._clip = recipe.gradient_clip
         self._parts = [[torch.nn.Parameter(stack.detach()[i]) for stack in weights] for i in range(len(configs))]
         made = [recipe.made(parts, config) for parts, config in zip(self._parts, configs, strict=True)]
         if any(_has_hooks(part) for parts in self._parts for part in parts):
@@ -57,6 +59,8 @@ class Descent:
 
     def step(self) -> None:
         """One step from the gradients that the stacked weights hold; they are gone afterwards."""
+        if self._clip is not None:
+            self._clip_each(self._clip)
         for index, parts in enumerate(self._parts):
             for part, stack in zip(parts, self._weights, strict=True):
                 part.grad = None if stack.grad is None else stack.grad[index]
@@ -70,6 +74,14 @@ class Descent:
                     part.data = own.copy_(part.data)
         for stack in self._weights:
             stack.grad = None
+
+    def _clip_each(self, largest: float) -> None:
+        """What `torch.nn.utils.clip_grad_norm_` does, to the gradient of each network."""
+        given = [stack.grad for stack in self._weights if stack.grad is not None]
+        norms = torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in given]).norm(dim=0)
+        factors = (largest / (norms + _ROUNDING)).clamp(max=1.0)
+        for gradient in given:
+            gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
 
 
 def _are_one(optimizers: Sequence[Optimizer]) -> bool:

@@ -19,7 +19,7 @@ from hypertune_mip.nn import resolve
 from hypertune_mip.space import SearchSpace, Value
 from hypertune_mip.training import Loss
 from hypertune_mip.training.schedule import Schedule
-from hypertune_mip.training.step import checked_loss
+from hypertune_mip.training.step import autocast, checked_loss
 from hypertune_mip.trainings.descent import Descent
 from hypertune_mip.trainings.recipe import Recipe
 
@@ -46,8 +46,8 @@ class State(NamedTuple):
 class Networks(Protocol):
     """S plain networks, each at a config of its own, from their first step to their metrics."""
 
-    def step(self, loss: Loss, batch: Any) -> None:
-        """One step of each, in training mode, on the whole batch."""
+    def step(self, loss: Loss, batches: Sequence[Any]) -> None:
+        """One step of the optimiser of each, in training mode, by the mean over batches, each as a whole."""
 
     def run(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
         """See `RunFunction`."""
@@ -79,20 +79,32 @@ class Alone:
     ) -> None:
         """See the class."""
         self.network = resolve(start, config).to(device)
+        self._device = device
         self._config = ActiveConfig({n: v[0] for n, v in decoded(space, [config], self.network, device).items()})
         self._held = _Held.by(self.network)
         self._staying = always_evaluating(self.network)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self._recipe, self._trained = recipe, trained
         self._optimizer = recipe.made(trained, config)
         self._schedule = Schedule(recipe.schedule, self._optimizer, total)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
 
-    def step(self, loss: Loss, batch: Any) -> None:
+    def step(self, loss: Loss, batches: Sequence[Any]) -> None:
         """See `Networks`."""
         set_training(self.network, True, self._staying)
         self._optimizer.zero_grad(set_to_none=True)
-        checked_loss(loss(self.network, batch, self._config)).backward()
-        self._optimizer.step()
-        self._schedule.step()
+        for batch in batches:
+            with autocast(self._device, self._recipe.precision):
+                value = loss(self.network, batch, self._config)
+            self._scaler.scale(checked_loss(value) / len(batches)).backward()
+        if self._recipe.gradient_clip is not None:
+            self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self._trained, self._recipe.gradient_clip)
+        scale = self._scaler.get_scale()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._scaler.get_scale() >= scale:  # otherwise float16 overflowed, and the step was skipped
+            self._schedule.step()
 
     def run(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
         """See `Networks`."""
@@ -139,29 +151,35 @@ class Stack:
         self._staying = always_evaluating(self.network)
         self._kernel = Kernel(self.network, names, _given, mapping="vmap")
         self._held = _Held.by(self.network)
+        self._device, self._precision = device, recipe.precision
         self._steps = 0
         self._descent = Descent(recipe, list(self._weights.values()), configs, total)
 
-    def step(self, loss: Loss, batch: Any) -> None:
+    def step(self, loss: Loss, batches: Sequence[Any]) -> None:
         """See `Networks`."""
         set_training(self.network, True, self._staying)
 
-        def checked(model: nn.Module, batch: Any, config: Any) -> Tensor:
-            if self._steps >= _WATCHED:
-                return checked_loss(loss(model, batch, config))
+        def scalar(model: nn.Module, batch: Any, config: Any) -> Tensor:
+            with autocast(self._device, self._precision):
+                value = loss(model, batch, config)
+            return checked_loss(value) / len(batches)
+
+        def watched(model: nn.Module, batch: Any, config: Any) -> Tensor:
             before = assigned(model)
-            value = checked_loss(loss(model, batch, config))
+            value = scalar(model, batch, config)
             now = assigned(model)
             if others := [name for name, tensor in before.items() if now.get(name) is not tensor]:
                 raise NetworkError(f"{others} are assigned anew in training, which each network needs for itself.")
             return value
 
         own = Setting(self._weights, self._configs)
-        total, _ = self._kernel.weighted(checked, own, batch, split=False, weigh=_one_for_each)
-        try:
-            total.backward()
-        except RuntimeError as error:
-            raise NetworkError(f"The backward pass cannot be mapped over networks: {error}") from error
+        function = watched if self._steps < _WATCHED else scalar
+        for batch in batches:
+            total, _ = self._kernel.weighted(function, own, batch, split=False, weigh=_one_for_each)
+            try:
+                total.backward()
+            except RuntimeError as error:
+                raise NetworkError(f"The backward pass cannot be mapped over networks: {error}") from error
         self._descent.step()
         self._steps += 1
 
@@ -196,9 +214,12 @@ def decoded(space: SearchSpace, configs: Configs, network: nn.Module, device: to
     return {n: v.to(device, dtype) if v.is_floating_point() else v.to(device) for n, v in columns.items()}
 
 
-def can_be_stacked(network: nn.Module) -> bool:
-    """Whether networks like this one could be trained as a stack: layers with running statistics would mix them."""
-    return not keeps_statistics(network, always_evaluating(network))
+def can_be_stacked(network: nn.Module, recipe: Recipe) -> bool:
+    """Whether networks like this one could be trained as a stack.
+
+    Layers with running statistics would mix them, and in float16 each needs a scale of its own.
+    """
+    return recipe.precision != "float16" and not keeps_statistics(network, always_evaluating(network))
 
 
 def differ_in_weights_alone(networks: Sequence[nn.Module]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +10,19 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hypertune_mip.errors import OptionError
 from hypertune_mip.space import Value
-from hypertune_mip.training import OptionError, adam, cosine
-from hypertune_mip.training.fingerprint import description_of, name_of
-from hypertune_mip.training.options import OptimizerFactory, ScheduleFactory, at_least
+from hypertune_mip.training.fingerprint import description_of
+from hypertune_mip.training.optimizers import OptimizerFactory, ScheduleFactory, adam, check_factory, checked, cosine
+from hypertune_mip.training.options import (
+    Precision,
+    at_least,
+    check_precision,
+    checked_clip,
+)
 from hypertune_mip.training.schedule import Schedule
 
+_WHOSE = "The `optimizer` of a recipe"
 _EXAMPLE = "optimizer=lambda parameters, config: torch.optim.AdamW(parameters, lr=1e-3)"
 
 
@@ -46,9 +51,12 @@ class Recipe:
             `config` maps a name to a native value, so that a weight decay or a learning rate may come from it. The
             default is Adam at learning rate 6e-3.
         schedule: From (optimiser, steps) to a torch schedule that is advanced every step; None keeps the rate.
+        gradient_clip: Largest norm of the network's gradient; None does not clip.
+        accumulate: Batches whose gradients are averaged before each optimiser step.
+        precision: "bfloat16" or "float16" for mixed precision.
 
     Raises:
-        OptionError: If `epochs` is no whole number of at least 1, or `optimizer` or `schedule` is no such function.
+        OptionError: If one of them is invalid, such as an `optimizer` that takes no config.
 
     Example:
         >>> import torch
@@ -61,15 +69,17 @@ class Recipe:
     epochs: int
     optimizer: Callable[[Iterable[Any], Mapping[str, Value]], Optimizer] = AnyConfig(adam)
     schedule: ScheduleFactory | None = cosine
+    gradient_clip: float | None = None
+    accumulate: int = 1
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         """Validate."""
-        object.__setattr__(self, "epochs", *at_least(1, epochs=self.epochs))
-        if not _takes_two(self.optimizer):
-            raise OptionError(
-                "A recipe's `optimizer` must be a function of (parameters, config), but got"
-                f" {_shown(self.optimizer)}. Write for example {_EXAMPLE}."
-            )
+        for name in ("epochs", "accumulate"):
+            object.__setattr__(self, name, *at_least(1, **{name: getattr(self, name)}))
+        object.__setattr__(self, "gradient_clip", checked_clip(self.gradient_clip))
+        check_precision(self.precision)
+        check_factory(self.optimizer, "parameters", "config", whose=_WHOSE, example=_EXAMPLE)
         if self.schedule is not None and not callable(self.schedule):
             raise OptionError(
                 f"A recipe's `schedule` must be a function of (optimizer, steps) or None, but got {self.schedule!r}."
@@ -86,24 +96,7 @@ class Recipe:
             OptionError: If it is no optimiser, holds other parameters than these, or needs a closure.
         """
         given = list(parameters)
-        optimizer = self.optimizer(given, dict(config))
-        if not isinstance(optimizer, Optimizer):
-            raise OptionError(f"A recipe's `optimizer` must return a torch optimiser, but gave {optimizer!r}.")
-        own = {id(parameter) for parameter in given}
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if held != own:
-            raise OptionError(
-                f"The `optimizer` of a recipe must hold the {len(own)} parameters that it is given and no others, but"
-                f" its {type(optimizer).__name__} holds {len(held & own)} of them and {len(held - own)} others: those"
-                f" would be trained in place of the network. Pass a recipe of its own, for example {_EXAMPLE}."
-            )
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise OptionError(
-                f"{type(optimizer).__name__} evaluates the loss several times a step, by a closure, which there is not."
-                " Take an optimiser whose `step()` needs none."
-            )
-        return optimizer
+        return checked(self.optimizer(given, dict(config)), given, whose=_WHOSE, example=_EXAMPLE)
 
     def description(
         self,
@@ -129,21 +122,5 @@ class Recipe:
         name = json.dumps([made, steps])
         if name not in known:
             known[name] = Schedule(self.schedule, optimizer, steps).description(steps)
-        return {"epochs": self.epochs, "optimizer": made, "schedule": known[name]}
-
-
-def _takes_two(function: Any) -> bool:
-    made = function.func if isinstance(function, functools.partial) else function
-    if not callable(function) or (isinstance(made, type) and issubclass(made, Optimizer)):
-        return False  # whose second argument is a learning rate
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return False
-    except ValueError:  # of a function written in C nothing is known
-        return True
-    return True
-
-
-def _shown(function: Any) -> str:
-    return f"the class {name_of(function)}" if isinstance(function, type) else repr(function)
+        own = {name: getattr(self, name) for name in ("epochs", "gradient_clip", "accumulate", "precision")}
+        return {**own, "optimizer": made, "schedule": known[name]}

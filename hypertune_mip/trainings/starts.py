@@ -12,10 +12,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from hypertune_mip.errors import HypertuneWarning
+from hypertune_mip.errors import HypertuneWarning, OptionError
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Value
-from hypertune_mip.training import OptionError
 from hypertune_mip.trainings.initialization import reinitialized, strangers_to_reset
 from hypertune_mip.trainings.networks import named_tensors
 

@@ -17,11 +17,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hypertune_mip.arguments import plain, real_number, seed_number
-from hypertune_mip.errors import DataError
+from hypertune_mip.errors import DataError, OptionError
 from hypertune_mip.evaluation import Metric, standard_error
 from hypertune_mip.execution import Mode
 from hypertune_mip.space import Config, SearchSpace, Value
-from hypertune_mip.training import Loss, OptionError
+from hypertune_mip.training import Loss
 from hypertune_mip.training.options import at_least
 from hypertune_mip.trainings.executor import Executor, InThisProcess
 from hypertune_mip.trainings.recipe import Recipe

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError
+from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError, OptionError
 from hypertune_mip.evaluation import Metric, ValidationData, measured, to_device, without_each_group
 from hypertune_mip.evaluation.modes import gradients
 from hypertune_mip.hypernetwork import bindings
 from hypertune_mip.nn import resolve
 from hypertune_mip.space import SearchSpace
-from hypertune_mip.training import Loss, OptionError
+from hypertune_mip.training import Loss
 from hypertune_mip.training.fingerprint import described
 from hypertune_mip.training.fingerprint import name_of as name_of_class
 from hypertune_mip.training.options import total_steps
@@ -90,11 +90,11 @@ class Workshop:
         self.starts = dict(starts)
         self.parallel = parallel
         self.device = device
-        self.stacked = parallel > 1 and can_be_stacked(network)
+        self.stacked = parallel > 1 and can_be_stacked(network, recipe)
         self.seconds = 0.0
         self._network = network
         self._validation = ValidationData(val_loader, device)
-        self.steps = total_steps(train_loader, recipe.epochs, recipe.schedule)
+        self.steps = total_steps(train_loader, recipe.epochs, recipe.schedule, accumulate=recipe.accumulate)
         self._described: dict[str, Any] = {}
         self._schedules: dict[str, Any] = {}
         self._architecture = _architecture(network)
@@ -197,8 +197,8 @@ class Workshop:
         times: list[float] = []
         with _one_at_a_time, forked_random_state(self.device), gradients(True):
             begin = time.perf_counter()
-            for batch in islice(self._batches(run.seed, self._limit(1.0)), _TIMED):
-                network.step(self.loss, batch)
+            for batches in islice(self._batches(run.seed, self._limit(1.0)), _TIMED):
+                network.step(self.loss, batches)
                 self._synchronize()
                 times.append(time.perf_counter() - begin)
                 begin = time.perf_counter()
@@ -249,8 +249,8 @@ class Workshop:
             del starts
         with forked_random_state(self.device), gradients(True):
             begin = time.perf_counter()
-            for batch in self._batches(first.seed, limit):
-                networks.step(self.loss, batch)
+            for batches in self._batches(first.seed, limit):
+                networks.step(self.loss, batches)
             self._synchronize()
             self.seconds += time.perf_counter() - begin
         try:
@@ -263,13 +263,14 @@ class Workshop:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _batches(self, seed: int, limit: int) -> Iterator[Any]:
-        """Of a training, on the device: so many steps, or epochs where the loader has no length."""
+    def _batches(self, seed: int, limit: int) -> Iterator[list[Any]]:
+        """Of each step of a training, on the device: so many steps, or epochs where the loader has no length."""
         steps = 0
         for epoch in range(self.recipe.epochs if self.steps is not None else limit):
             set_seed(seed * SEED_STRIDE + epoch, self.train_loader, self.device)
-            for batch in self.train_loader:
-                yield to_device(batch, self.device)
+            left = iter(self.train_loader)
+            while group := list(islice(left, self.recipe.accumulate)):
+                yield [to_device(batch, self.device) for batch in group]
                 steps += 1
                 if self.steps is not None and steps == limit:
                     return
