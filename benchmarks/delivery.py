@@ -4,10 +4,14 @@ What is compared is a network: validation data choose it, test data judge it. Re
 trainings by random search, TPE, a Gaussian process and ASHA are the rivals there: 0 is the best test loss that any of
 them has found, so that less is better than all of them, as a share of the range over random settings.
 
+The larger tasks, whose trainings are dear, have fewer seeds, and their rivals are those of `rivals` alone.
+
 Methods, each with its cost in trainings:
 - "deliver": `fit` and `deliver` with their defaults;
 - "lean": the same after a `fit` with one setting a step;
 - "fresh": the same rungs from fresh weights at random settings, for as many trainings as `deliver` and `fit` cost;
+- "default": one whole training in the middle of the space, from which the same rungs go on at random settings, for as
+  many trainings in all;
 - "stacked": whole trainings at random settings, as many at once as the library stacks, for as long by the clock.
 
 Results are kept after every case and seed, and what is kept is not measured again: delete the JSON file for that.
@@ -29,13 +33,15 @@ from torch import nn
 from tqdm import tqdm
 
 import hypertune_mip as ht
-from benchmarks import results, tasks, trust_tasks
+from benchmarks import results, rivals, tasks
 from benchmarks.branches import Fresh
 from benchmarks.search import CASES
 from hypertune_mip.surrogate.candidates import Plan, rungs_of
 from hypertune_mip.surrogate.delivery import delivered
+from hypertune_mip.trainings.networks import like
+from hypertune_mip.trainings.starts import FromNetwork, Starts
 
-METHODS = ["deliver", "lean", "fresh", "stacked"]
+METHODS = ["deliver", "lean", "fresh", "default", "stacked"]
 SEEDS = 5
 TRAININGS = 2.0  # beside `fit`
 _TOGETHER = 16  # networks in a stack
@@ -46,17 +52,18 @@ def run(smoke: bool = False) -> dict[str, Any]:
     stated = {"trainings": TRAININGS, "methods": METHODS}
     rows = list(results.kept("delivery", stated, smoke=smoke).get("rows", []))
     done = {(row["case"], row["seed"]) for row in rows}
-    cases = list(CASES)[-1:] if smoke else list(CASES)
+    cases = [*CASES, *rivals.LARGE]
     jobs = [
         (case, seed, smoke)
-        for seed in range(1 if smoke else SEEDS)
-        for case in reversed(cases)  # the longest last
+        for some, seeds in ((list(CASES), SEEDS), (rivals.LARGE, rivals.SEEDS["large"]))
+        for seed in range(1 if smoke else seeds)
+        for case in (some[:1] if smoke else some)
         if (case, seed) not in done
     ]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for part in tqdm(as_completed([pool.submit(_rows, *job) for job in jobs]), total=len(jobs), desc="delivery"):
             rows += part.result()
-            rows.sort(key=lambda row: (list(CASES).index(row["case"]), METHODS.index(row["method"]), row["seed"]))
+            rows.sort(key=lambda row: (cases.index(row["case"]), METHODS.index(row["method"]), row["seed"]))
             results.write("delivery", {**stated, "rows": rows}, smoke=smoke)
     return results.read("delivery", smoke=smoke)
 
@@ -65,9 +72,8 @@ def _rows(case: str, seed: int, smoke: bool) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     threadpool_limits(1)
     warnings.simplefilter("ignore")
-    task: tasks.Task = getattr(trust_tasks, CASES[case][0])()
-    task = tasks.shortened(task) if smoke else task
-    options = CASES[case][1]
+    name, options = CASES.get(case, (case, {}))
+    task = tasks.shortened(rivals.task_of(name)) if smoke else rivals.task_of(name)
     found = []
     for method in ("deliver", "lean"):
         begin = time.perf_counter()
@@ -78,7 +84,8 @@ def _rows(case: str, seed: int, smoke: bool) -> list[dict[str, Any]]:
         found.append(_row(task, case, seed, method, own, seconds) | {"seconds_of_fit": fit})
     whole = found[0]
     found.append(_fresh(task, case, seed, whole["cost"], surrogate.hypernet))
-    found.append(_stacked(task, case, seed, whole["seconds"], most=4 if smoke else _MOST))
+    found.append(_default(task, case, seed, whole["cost"]))
+    found.append(_stacked(task, case, seed, whole["seconds"], whole["cost"], most=4 if smoke else _MOST))
     return found
 
 
@@ -93,6 +100,7 @@ def _row(task: tasks.Task, case: str, seed: int, method: str, own: ht.Delivered,
         "validation": own.value.value,
         "test": _test(task, own.network),
         "config": own.config,
+        "averaged": len(own.averaged),
         "rung": own.candidates[own.chosen].rung,
         "origin": own.candidates[own.chosen].chosen,
     }
@@ -101,22 +109,36 @@ def _row(task: tasks.Task, case: str, seed: int, method: str, own: ht.Delivered,
 def _fresh(task: tasks.Task, case: str, seed: int, cost: float, hypernet: ht.HyperNetwork) -> dict[str, Any]:
     """The policy of `deliver` without a hypernetwork."""
     begin = time.perf_counter()
-    trainer = tasks.trainer(task, branch_points={"end": Fresh(hypernet)})
-    rungs = rungs_of(cost, trainer.share_of)
-    configs = task.space.from_unit(task.space.sample(rungs[0].candidates, seed=seed))
-    plan = Plan(configs, ["spread"] * len(configs), 0.0)
-    own = delivered(trainer, plan, rungs, "loss", "minimize", seed=seed, progress=False)
+    own = _by_the_rungs(task, Fresh(hypernet), cost, 0.0, seed)
     return _row(task, case, seed, "fresh", own, time.perf_counter() - begin)
 
 
-def _stacked(task: tasks.Task, case: str, seed: int, seconds: float, *, most: int) -> dict[str, Any]:
+def _default(task: tasks.Task, case: str, seed: int, cost: float) -> dict[str, Any]:
+    """The policy of `deliver` from a network that was trained in the middle of the space."""
+    begin = time.perf_counter()
+    (middle,) = task.space.from_unit(torch.full((1, len(task.space)), 0.5))
+    network = tasks.trainer(task).network(middle, seed=seed)
+    own = _by_the_rungs(task, FromNetwork(like(task.network(), network)), cost, 1.0, seed)
+    return _row(task, case, seed, "default", own, time.perf_counter() - begin)
+
+
+def _by_the_rungs(task: tasks.Task, start: Starts, cost: float, spent: float, seed: int) -> ht.Delivered:
+    trainer = tasks.trainer(task, branch_points={"end": start})
+    rungs = rungs_of(cost - spent, trainer.share_of)
+    configs = task.space.from_unit(task.space.sample(rungs[0].candidates, seed=seed))
+    plan = Plan(configs, ["spread"] * len(configs), spent)
+    return delivered(trainer, plan, rungs, "loss", "minimize", seed=seed, progress=False)
+
+
+def _stacked(task: tasks.Task, case: str, seed: int, seconds: float, cost: float, *, most: int) -> dict[str, Any]:
     """The best of as many whole trainings at random settings as the time allows, the last ones begun within it."""
     begin, count = time.perf_counter(), 0
     trainer = tasks.trainer(task, branch_points={"end": Fresh(ht.HyperNetwork(task.network(), task.space))})
+    together = _TOGETHER if case in CASES else math.ceil(cost)  # a larger stack of the larger tasks would take longer
     configs = task.space.from_unit(task.space.sample(most, seed=seed))
     best: tuple[float, nn.Module | None, dict[str, Any]] = (math.inf, None, {})
     while count < most and time.perf_counter() - begin < seconds:
-        some = configs[count : count + _TOGETHER]
+        some = configs[count : count + together]
         each = trainer.branch(some, share=1.0, start="end", seed=seed, progress=False)
         for index, value in enumerate(each.metrics["loss"]):
             if value < best[0]:

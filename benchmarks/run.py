@@ -23,6 +23,7 @@ NAMES = (
     "trust",
     "branches",
     "search",
+    "rivals",
     "delivery",
     "ray_kills",
     "ray_steps",

@@ -204,9 +204,8 @@ def _split(x: np.ndarray, y: np.ndarray, count: int) -> tuple[tuple[Tensor, Tens
     return (inputs[:count], targets[:count]), (inputs[count:], targets[count:])
 
 
-@cache
-def fashion_images(count: int = 4000) -> tuple[Tensor, Tensor]:
-    """Shuffled Fashion-MNIST training images pooled to 14 x 14 and standardised as a whole, and their labels."""
+def _fashion_arrays(count: int) -> tuple[Tensor, Tensor]:
+    """Shuffled Fashion-MNIST training images (N, 28, 28) in [0, 1], and their labels."""
     if not FASHION.is_dir():
         raise FileNotFoundError(
             f"There is no '{FASHION}'. Install Debian's package dataset-fashion-mnist, or set FASHION_MNIST to a folder"
@@ -215,9 +214,22 @@ def fashion_images(count: int = 4000) -> tuple[Tensor, Tensor]:
     images = np.frombuffer(gzip.open(FASHION / "train-images-idx3-ubyte.gz").read(), np.uint8, offset=16)
     labels = np.frombuffer(gzip.open(FASHION / "train-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)
     chosen = np.random.default_rng(0).permutation(len(labels))[:count]
-    pooled = F.avg_pool2d(torch.tensor(images.reshape(-1, 28, 28)[chosen]) / 255, 2).flatten(1)
-    pooled = (pooled - pooled[:2000].mean()) / pooled[:2000].std()
-    return pooled, torch.tensor(labels[chosen].astype(np.int64))
+    return torch.tensor(images.reshape(-1, 28, 28)[chosen]) / 255, torch.tensor(labels[chosen].astype(np.int64))
+
+
+@cache
+def fashion_images(count: int = 4000) -> tuple[Tensor, Tensor]:
+    """Fashion-MNIST images pooled to 14 x 14 and standardised as a whole (N, 196), and their labels."""
+    images, labels = _fashion_arrays(count)
+    pooled = F.avg_pool2d(images, 2).flatten(1)
+    return (pooled - pooled[:2000].mean()) / pooled[:2000].std(), labels
+
+
+@cache
+def standardized_fashion(count: int) -> tuple[Tensor, Tensor]:
+    """Fashion-MNIST images standardised as a whole (N, 1, 28, 28), and their labels."""
+    images, labels = _fashion_arrays(count)
+    return ((images - images[:6000].mean()) / images[:6000].std()).unsqueeze(1), labels
 
 
 def _fashion(name: str, space: ht.SearchSpace, network: Callable[[], nn.Module], loss: Any) -> Task:

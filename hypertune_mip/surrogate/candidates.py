@@ -19,7 +19,7 @@ from hypertune_mip.space import Value
 from hypertune_mip.storage import load_json, save_json
 from hypertune_mip.surrogate.search import diverse_best
 from hypertune_mip.training import Record
-from hypertune_mip.trainings import BranchPoint, Trainer
+from hypertune_mip.trainings import Trainer
 from hypertune_mip.trainings.store import name_of
 
 Origin = Literal["best", "spread"]
@@ -36,12 +36,10 @@ class Rung(NamedTuple):
     Args:
         candidates: How many are trained.
         share: Of the recipe that each takes.
-        start: Where they start.
     """
 
     candidates: int
     share: float
-    start: BranchPoint
 
 
 class Plan(NamedTuple):
@@ -118,9 +116,6 @@ def kept(folder: str | Path | None, about: Mapping[str, Any], make: Callable[[],
 def rungs_of(trainings: float, share_of: Callable[[float], float]) -> tuple[Rung, ...]:
     """Two rungs whose branches cost no more than `trainings`, half for each: 10 of a tenth and 2 of a half for two.
 
-    Both start from the end of the hypernetwork's training: early weights would order settings better, but these are
-    also to be networks that may be delivered.
-
     Args:
         trainings: To spend.
         share_of: What a share of the recipe is in whole steps: short recipes have no tenth.
@@ -139,8 +134,8 @@ def rungs_of(trainings: float, share_of: Callable[[float], float]) -> tuple[Rung
     count = max(1, math.floor(left / 2 / last + _ROUNDING))
     before = math.floor((left - count * last) / first + _ROUNDING)
     if before > count and first < last:
-        return (Rung(before, first, "end"), Rung(count, last, "end"))
-    return (Rung(max(count, math.floor(left / last + _ROUNDING)), last, "end"),)
+        return (Rung(before, first), Rung(count, last))
+    return (Rung(max(count, math.floor(left / last + _ROUNDING)), last),)
 
 
 def cost_of_fit(history: Sequence[Record], trainer: Trainer, config: Mapping[str, Value]) -> float:

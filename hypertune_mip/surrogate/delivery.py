@@ -1,9 +1,10 @@
-"""From a surrogate to a finished network: candidates, branches, and the one that validation data choose.
+"""From a surrogate to a finished network: candidates, branches, and the average of them that validation data choose.
 
 The surrogate proposes settings that it likes, apart from each other, and some that are spread over the space. Each is
-trained for a short while from the weights that the hypernetwork makes there; the better ones, by validation data, are
-trained for longer, from the weights at the end of the hypernetwork's training (successive halving; Jamieson and
-Talwalkar, AISTATS 2016, where a rung goes on with what the one before has trained).
+trained for a short while from the weights that the hypernetwork makes there. The better ones, by validation data, are
+trained for longer, from the average of those so far (successive halving; Jamieson and Talwalkar, AISTATS 2016, where
+each goes on with its own weights). What is delivered is an average as well, of all branches of which validation data
+say that it is no worse with them (model soups; Wortsman et al., ICML 2022).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from scipy.stats import t as student
@@ -24,7 +26,7 @@ from hypertune_mip.evaluation.sampling import GROUPS
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.candidates import Origin, Plan, Rung, along_front
 from hypertune_mip.surrogate.screen import non_dominated
-from hypertune_mip.trainings import Branches, BranchPoint, Trainer
+from hypertune_mip.trainings import Average, Branches, BranchPoint, Trainer, greedy_average
 from hypertune_mip.verification.statistics import Estimate
 
 _NEAR = 1e-3  # of a metric, by rounding
@@ -40,7 +42,7 @@ class Candidate:
         chosen: "best" by the surrogate, or "spread" over the space.
         rung: Counted from 1.
         share: Of the recipe that it took.
-        start: Where it started.
+        start: Where it started: a point of the hypernetwork's training, or the average of the branches before.
         values: Its metrics on the validation data, by name; NaN if it diverged.
     """
 
@@ -48,7 +50,7 @@ class Candidate:
     chosen: Origin
     rung: int
     share: float
-    start: BranchPoint
+    start: BranchPoint | Literal["average"]
     values: Mapping[str, float]
 
 
@@ -58,7 +60,7 @@ class Delivered:
 
     Args:
         network: Plain, in evaluation mode.
-        config: Of the network, native values.
+        config: Of the best of the branches that the network is made of, native values.
         metric: By which it was chosen.
         direction: Which values of the metric are the better ones.
         values: Its metrics on the validation data, by name, each with a 90 % interval for other validation data of the
@@ -66,7 +68,8 @@ class Delivered:
         cost: In trainings with the whole recipe: that of `fit`, by the time that it took, and of all branches.
         cost_of_fit: The part of `fit`; NaN where its time is not known.
         candidates: All branches, rung by rung.
-        chosen: Index of the network among them.
+        averaged: Indices among them of those whose weights the network is the mean of, the best first: one, where the
+            network is that of a single branch.
     """
 
     network: nn.Module
@@ -77,7 +80,12 @@ class Delivered:
     cost: float
     cost_of_fit: float
     candidates: tuple[Candidate, ...]
-    chosen: int
+    averaged: tuple[int, ...]
+
+    @property
+    def chosen(self) -> int:
+        """Index of the best of the branches that are averaged, whose config `config` is."""
+        return self.averaged[0]
 
     @property
     def value(self) -> Estimate:
@@ -88,13 +96,14 @@ class Delivered:
         """Config, value and cost."""
         return (
             f"Delivered(config={self.config}, {self.metric}={self.value.value:.4g},"
-            f" {self.candidates[self.chosen].share:g} of a training, cost={self.cost:.3g})"
+            f" averaged={len(self.averaged)} of {len(self.candidates)} branches, cost={self.cost:.3g})"
         )
 
     def __str__(self) -> str:
-        """The candidates as a table, the best of each rung first."""
+        """The candidates as a table, the best of each rung first; those whose weights are averaged are marked."""
         low, high = self.value.low, self.value.high
         interval = "" if math.isnan(low) else f" ({low:.4g} to {high:.4g})"
+        mark = "  <- this network" if len(self.averaged) == 1 else "  <- averaged"
         names = {name: max(12, len(name)) for name in self.config}
         lines = [
             f"Delivered: {self.metric} {self.value.value:.4g}{interval} on validation data,"
@@ -102,7 +111,7 @@ class Delivered:
             "",
             "".join(
                 [
-                    "rung  share  start  chosen",
+                    "rung  share  start    chosen",
                     f"{self.metric:>12}",
                     *(f"  {name:>{width}}" for name, width in names.items()),
                 ]
@@ -111,10 +120,10 @@ class Delivered:
         for index in sorted(range(len(self.candidates)), key=self._place):
             each = self.candidates[index]
             lines.append(
-                f"{each.rung:>4}  {each.share:>5.2f}  {each.start:<5}  {each.chosen:<6}"
+                f"{each.rung:>4}  {each.share:>5.2f}  {each.start:<7}  {each.chosen:<6}"
                 + f"{each.values[self.metric]:>12.4g}"
                 + "".join(f"  {_shown(each.config[name]):>{width}}" for name, width in names.items())
-                + ("  <- this network" if index == self.chosen else "")
+                + (mark if index in self.averaged else "")
             )
         return "\n".join(lines)
 
@@ -135,15 +144,12 @@ def delivered(
     seed: int,
     progress: bool,
 ) -> Delivered:
-    """The best network of the last rung, on validation data, or one of an earlier rung that is clearly better.
-
-    Clearly is by more than the standard error of the difference (the rule of one standard error; Breiman et al.,
-    Classification and Regression Trees, 1984): shorter trainings are many, so the best of them is so by luck as well.
+    """The best average of branches, on validation data, that `greedy_average` finds.
 
     Args:
         trainer: Of the branches.
         plan: The candidates.
-        rungs: Each goes on with the best of the one before.
+        rungs: Each goes on with the best configs of the one before, from the average of all branches before.
         metric: To choose by.
         direction: Which of its values are the better ones.
         seed: Of the branches.
@@ -154,34 +160,41 @@ def delivered(
     """
     left = list(range(len(plan.configs)))
     candidates: list[Candidate] = []
-    best: list[tuple[float, int, Callable[[], nn.Module]]] = []  # of each rung: score, index, network
+    makers: list[Callable[[], nn.Module]] = []
+    scores: list[float] = []
+    average: Average | None = None
     cost = 0.0
+
+    def score(network: nn.Module) -> float:
+        return sign(direction) * trainer.measure(network)[metric]
+
     for number, rung in enumerate(rungs, start=1):
         left = left[: rung.candidates]
         if not left:
             break
-        configs = [plan.configs[index] for index in left]
-        found = trainer.branch(configs, share=rung.share, start=rung.start, seed=seed, progress=progress)
+        # early weights would order settings better, but these may be delivered as well
+        found = trainer.branch(
+            [plan.configs[index] for index in left],
+            share=rung.share,
+            start="end" if average is None else average.network,
+            seed=seed,
+            progress=progress,
+        )
         cost += found.cost
-        values = found.metrics[metric]
-        scores = np.where(np.isfinite(values), sign(direction) * values, math.inf)
-        order = np.argsort(scores, kind="stable")
-        first = int(order[0])
-        if np.isfinite(scores[first]):
-            best.append((float(scores[first]), len(candidates) + first, partial(found.make, first)))
+        makers += [partial(found.make, index) for index in range(len(left))]
         candidates += _candidates(found, number, [plan.chosen[index] for index in left])
-        left = [left[index] for index in order if np.isfinite(scores[index])]
-    if not best:
+        values = sign(direction) * found.metrics[metric]
+        own = np.where(np.isfinite(values), values, math.inf)
+        scores += own.tolist()
+        left = [left[index] for index in np.argsort(own, kind="stable") if np.isfinite(own[index])]
+        order = [index for index in np.argsort(scores, kind="stable").tolist() if math.isfinite(scores[index])]
+        if order:
+            average = greedy_average(makers, order, score)
+    if average is None:
         raise _all_diverged(len(candidates), metric)
-    *earlier, (score, chosen, make) = best
-    network = make()
-    for other_score, index, make_other in sorted(earlier, key=lambda each: each[0]):
-        if other_score < score:
-            other = make_other()
-            errors = _errors(trainer, network, other)
-            if score - other_score > errors.get(metric, math.nan):
-                score, chosen, network = other_score, index, other
-    return _delivered(trainer, plan, candidates, chosen, network, metric, direction, cost)
+    best = average.members[0]
+    _warn_of_lost_state(candidates[best].values, trainer.measure(makers[best]()))
+    return _delivered(trainer, plan, candidates, average.members, average.network, metric, direction, cost)
 
 
 def delivered_front(
@@ -215,9 +228,13 @@ def delivered_front(
         raise _all_diverged(len(table), ", ".join(directions))
     candidates = _candidates(found, 1, plan.chosen)
     metric, direction = next(iter(directions.items()))
+    chosen = [front[index] for index in along_front(table[front], points)]
+    networks = [found.make(row) for row in chosen]
+    for row, network in zip(chosen, networks, strict=True):
+        _warn_of_lost_state(candidates[row].values, trainer.measure(network))
     return tuple(
-        _delivered(trainer, plan, candidates, row, found.make(row), metric, direction, found.cost)
-        for row in (front[index] for index in along_front(table[front], points))
+        _delivered(trainer, plan, candidates, (row,), network, metric, direction, found.cost)
+        for row, network in zip(chosen, networks, strict=True)
     )
 
 
@@ -225,24 +242,23 @@ def _delivered(
     trainer: Trainer,
     plan: Plan,
     candidates: Sequence[Candidate],
-    chosen: int,
+    averaged: tuple[int, ...],
     network: nn.Module,
     metric: str,
     direction: Direction,
     cost: float,
 ) -> Delivered:
-    _warn_of_lost_state(candidates[chosen].values, trainer.measure(network))
-    values = _with_intervals(candidates[chosen].values, trainer, network)
+    values = _with_intervals(trainer.measure(network), trainer, network)
     return Delivered(
         network=network,
-        config=candidates[chosen].config,
+        config=candidates[averaged[0]].config,
         metric=metric,
         direction=direction,
         values=values,
         cost=cost + plan.cost_of_fit,
         cost_of_fit=plan.cost_of_fit,
         candidates=tuple(candidates),
-        chosen=chosen,
+        averaged=averaged,
     )
 
 
@@ -254,10 +270,10 @@ def _with_intervals(values: Mapping[str, float], trainer: Trainer, network: nn.M
     }
 
 
-def _errors(trainer: Trainer, network: nn.Module, other: nn.Module | None = None) -> dict[str, float]:
+def _errors(trainer: Trainer, network: nn.Module) -> dict[str, float]:
     """Standard errors by metric, empty where a metric does not take a part of the data."""
     try:
-        return trainer.standard_errors(network, other)
+        return trainer.standard_errors(network)
     except Exception as error:  # the user's own, of any kind: the network is there, and must not be lost
         warnings.warn(
             f"The values have no intervals: the metric fails on nine tenths of the validation data: {error}",
@@ -295,7 +311,7 @@ def _candidates(found: Branches, rung: int, chosen: Sequence[Origin]) -> list[Ca
             chosen=origin,
             rung=rung,
             share=found.share,
-            start=found.start,
+            start="average" if found.start == "network" else found.start,
             values={name: float(column[index]) for name, column in found.metrics.items()},
         )
         for index, (config, origin) in enumerate(zip(found.configs, chosen, strict=True))

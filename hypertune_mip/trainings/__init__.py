@@ -1,5 +1,6 @@
 """Plain networks: the recipe by which one is trained, the trainer, finished trainings, and who carries them out."""
 
+from hypertune_mip.trainings.average import Average, greedy_average
 from hypertune_mip.trainings.executor import Executor, InThisProcess
 from hypertune_mip.trainings.recipe import AnyConfig, Recipe
 from hypertune_mip.trainings.starts import FromHypernetwork
@@ -9,6 +10,7 @@ from hypertune_mip.trainings.workshop import Workshop
 
 __all__ = [
     "AnyConfig",
+    "Average",
     "BranchPoint",
     "Branches",
     "Executor",
@@ -20,4 +22,5 @@ __all__ = [
     "Together",
     "Trainer",
     "Workshop",
+    "greedy_average",
 ]

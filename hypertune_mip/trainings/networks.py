@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from hypertune_mip.errors import NetworkError
+from hypertune_mip.errors import NetworkError, OptionError
 from hypertune_mip.evaluation import gradients
 from hypertune_mip.execution import Kernel, Setting
 from hypertune_mip.functional import ActiveConfig
@@ -255,6 +255,29 @@ def restore(network: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[
                 module._buffers[attribute] = value.to(device, copy=True) if isinstance(value, Tensor) else None
             else:
                 setattr(module, attribute, value)
+
+
+def like(primary: nn.Module, network: nn.Module) -> nn.Module:
+    """A copy of the primary network, layers that are bound to hyperparameters included, in the state of another one.
+
+    Args:
+        primary: The primary network.
+        network: Of the same architecture; its layers may be bound or plain.
+
+    Raises:
+        OptionError: If the parameters of the two differ.
+    """
+    shapes, expected = ({n: tuple(p.shape) for n, p in each.named_parameters()} for each in (network, primary))
+    if shapes != expected:
+        name = next(n for n in {**expected, **shapes} if shapes.get(n) != expected.get(n))
+        raise OptionError(
+            "A training starts from a network with the parameters of the primary network, but"
+            f" {name!r} is {shapes.get(name)} instead of {expected.get(name)}."
+        )
+    made = copy.deepcopy(primary)
+    state = _state(network, _Held.by(primary))
+    restore(made, state.tensors, state.numbers)
+    return made
 
 
 def _state(network: nn.Module, held: _Held) -> State:

@@ -146,6 +146,31 @@ class FromHypernetwork:
         return {"from": "hypernetwork", "weights": digest(state.items())}
 
 
+class FromNetwork:
+    """A given network, whatever the config.
+
+    Args:
+        network: Built like the primary network, layers that are bound to hyperparameters included; on the CPU.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """See the class."""
+        self._network = network
+        self.digest = digest(named_tensors(network))
+
+    def network(self, config: Mapping[str, Value], seed: int) -> nn.Module:
+        """See `Starts`; neither makes a difference."""
+        return self._network
+
+    def on(self, device: torch.device) -> FromNetwork:
+        """Itself: what starts from it is moved."""
+        return self
+
+    def description(self) -> dict[str, Any]:
+        """See `Starts`."""
+        return {"from": "network", "weights": self.digest}
+
+
 def digest(tensors: Iterable[tuple[str, Any]]) -> str:
     """A short name for the contents of tensors, and for theirs."""
     found = hashlib.sha256()

@@ -24,8 +24,9 @@ from hypertune_mip.space import Config, SearchSpace, Value
 from hypertune_mip.training import Loss
 from hypertune_mip.training.options import at_least
 from hypertune_mip.trainings.executor import Executor, InThisProcess
+from hypertune_mip.trainings.networks import like
 from hypertune_mip.trainings.recipe import Recipe
-from hypertune_mip.trainings.starts import FromScratch, Initialize, Starts
+from hypertune_mip.trainings.starts import FromNetwork, FromScratch, Initialize, Starts
 from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Store, Together, name_of
 from hypertune_mip.trainings.workshop import Workshop
 
@@ -41,7 +42,7 @@ class Branches:
         metrics: By name, on the validation data, (S,); NaN where a training diverged.
         cost: Of all, in trainings with the whole recipe.
         share: Of the recipe that each took, in whole steps.
-        start: The branch point.
+        start: The branch point, or "network" where a network was given.
         make: Makes the plain network of one of them, by its index.
     """
 
@@ -49,7 +50,7 @@ class Branches:
     metrics: Mapping[str, Float[np.ndarray, "S"]]
     cost: float
     share: float
-    start: BranchPoint
+    start: BranchPoint | Literal["network"]
     make: Callable[[int], nn.Module]
 
     @cached_property
@@ -155,6 +156,7 @@ class Trainer:
         self.space = space
         self.recipe = recipe
         self.executor: Executor = InThisProcess() if executor is None else executor
+        self._branch_points = tuple(branch_points or ())
         self._store = Store(folder)
         self._checked: set[str] = set()
 
@@ -231,11 +233,11 @@ class Trainer:
         configs: Sequence[Config],
         *,
         share: float = 0.25,
-        start: BranchPoint | None = None,
+        start: BranchPoint | nn.Module | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> Branches:
-        """Short trainings at each config that start from the weights that the hypernetwork makes there.
+        """Short trainings at each config that start from the weights that the hypernetwork makes there, or from others.
 
         What is finished already is not repeated.
 
@@ -244,13 +246,14 @@ class Trainer:
             share: Of the recipe, in (0, 1]: the steps of one branch. The schedule runs through in as many.
             start: "early" starts from the hypernetwork as it was after a quarter of its training, from where branches
                 order configs best; "end" from its end, from where they make the best networks. None is "early" where
-                the hypernetwork has such a snapshot.
+                the hypernetwork has such a snapshot. Or a trained network, such as one of `Branches.networks`, to go on
+                from at every config.
             seed: Of the order of data and of noise.
             progress: Whether to show a bar.
 
         Raises:
             SpaceError: If a config does not fit the space.
-            OptionError: If `share` is not in (0, 1], or there is no such start.
+            OptionError: If `share` is not in (0, 1], or there is no such start; or a network has other parameters.
             LossError: As in `train`.
             StorageError: As in `train`.
 
@@ -260,10 +263,14 @@ class Trainer:
         share = real_number("share", share, error=OptionError)
         if not 0.0 < share <= 1.0:
             raise OptionError(f"`share` must lie in (0, 1], but got {share}.")
-        point = self._branch_point(start)
+        point: BranchPoint | Literal["network"]
+        if isinstance(start, nn.Module):
+            point, name = "network", self._network_as_start(start)
+        else:
+            point = name = self._branch_point(start)
         seed = seed_number(seed, error=OptionError)
         own = self._own(configs)
-        runs = [Run(config, seed, True, point, share) for config in own]
+        runs = [Run(config, seed, True, name, share) for config in own]
         finished = self._finished(runs, keep=True, progress=progress)
         return Branches(
             configs=tuple(own),
@@ -310,7 +317,7 @@ class Trainer:
         """
         return self._workshop.measure(network)
 
-    def standard_errors(self, network: nn.Module, other: nn.Module | None = None) -> dict[str, float]:
+    def standard_errors(self, network: nn.Module) -> dict[str, float]:
         """Of a network's metrics, by name: how far they would be off on other validation data of the same size.
 
         By leaving tenths of the examples out in turn (a jackknife); NaN where examples cannot be told apart, or are too
@@ -318,12 +325,8 @@ class Trainer:
 
         Args:
             network: Plain, on the device where trainings run.
-            other: A second network, for the standard errors of differences between the two, on the same examples.
         """
         without = self._workshop.without_each_group(network)
-        if other is not None:
-            second = self._workshop.without_each_group(other)
-            without = {name: column - second[name] for name, column in without.items()}
         return {name: standard_error(column) for name, column in without.items()}
 
     def seconds_of_training(self, config: Config, *, steps: int | None = None) -> float:
@@ -405,8 +408,15 @@ class Trainer:
             self._checked.add(name)
         return True
 
+    def _network_as_start(self, network: nn.Module) -> str:
+        """The name of a given network among the starts."""
+        start = FromNetwork(like(self._workshop.primary, network))
+        name = f"network {start.digest}"
+        self._workshop.starts[name] = start
+        return name
+
     def _branch_point(self, start: BranchPoint | None) -> BranchPoint:
-        known = [name for name in self._workshop.starts if name != SCRATCH]
+        known = self._branch_points
         if not known:
             raise OptionError(
                 "This trainer knows no hypernetwork to branch from; `surrogate.trainer()` makes one that does."
@@ -414,7 +424,10 @@ class Trainer:
         if start is None:
             return "early" if "early" in known else "end"
         if start not in known:
-            raise OptionError(f"`start` must be one of {known}, the branch points that there are, but got {start!r}.")
+            raise OptionError(
+                f"`start` must be a network or one of {list(known)}, the branch points that there are, but got"
+                f" {start!r}."
+            )
         return start
 
     def _stored_network(self, run: Run) -> nn.Module:

@@ -92,7 +92,7 @@ class Workshop:
         self.device = device
         self.stacked = parallel > 1 and can_be_stacked(network, recipe)
         self.seconds = 0.0
-        self._network = network
+        self.primary = network
         self._validation = ValidationData(val_loader, device)
         self.steps = total_steps(train_loader, recipe.epochs, recipe.schedule, accumulate=recipe.accumulate)
         self._described: dict[str, Any] = {}
@@ -147,7 +147,7 @@ class Workshop:
             if run.start not in self._described:
                 self._described[run.start] = self.starts[run.start].description()
         steps = None if self.steps is None else self._limit(run.share)
-        trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in self.primary.parameters() if parameter.requires_grad]
         return {
             "config": dict(run.config),
             "seed": run.seed,
@@ -162,7 +162,7 @@ class Workshop:
     def network(self, run: Run, finished: Finished) -> nn.Module:
         """The plain network of a training whose tensors were kept, in evaluation mode."""
         assert finished.tensors is not None
-        network = resolve(self._network, run.config).to(self.device)
+        network = resolve(self.primary, run.config).to(self.device)
         restore(network, finished.tensors, finished.numbers)
         return network.eval()
 
@@ -220,7 +220,7 @@ class Workshop:
 
     def _check(self, start: nn.Module) -> None:
         """Raise OptionError unless a network to start from is built like the one that is trained."""
-        if (found := _places(start)) != (expected := _places(self._network)):
+        if (found := _places(start)) != (expected := _places(self.primary)):
             different = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
             name = different[0]
             raise OptionError(
