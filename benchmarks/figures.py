@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks import results
 from benchmarks.tables.__main__ import ROOT
-from benchmarks.tables.delivery import regrets
+from benchmarks.tables.delivery import large, regrets
 from benchmarks.tables.markdown import group
 from benchmarks.tables.trust import NO_TAU, middles
 
@@ -21,6 +21,7 @@ DELIVERED = {  # marker, colour and name
     "deliver": ("*", "tab:red", "deliver"),
     "lean": ("P", "tab:orange", "deliver, one setting a step"),
     "fresh": ("x", "black", "its rungs from fresh weights"),
+    "default": ("v", "tab:cyan", "its rungs from a default network"),
     "stacked": ("s", "tab:brown", "stacked trainings, same time"),
 }
 _FLOOR = 0.1  # percent; the best setting that any method has seen has regret 0
@@ -81,7 +82,7 @@ def draw_trust() -> None:
     plt.close(figure)
 
 
-def delivery_data(document: dict[str, Any], search: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+def delivery_data(document: dict[str, Any], broken: list[str]) -> dict[str, dict[str, tuple[float, float]]]:
     """Cost in trainings and median test regret in percent, by task and method; rivals after 1, 2, 4, ... trainings."""
     return {
         case: {
@@ -92,15 +93,15 @@ def delivery_data(document: dict[str, Any], search: dict[str, Any]) -> dict[str,
             for method, values in own.items()
             if method in DELIVERED
         }
-        for case, own in regrets(document, search).items()
-        if case not in search["broken"]
+        for case, own in regrets().items()
+        if case not in (*broken, *large())
     }
 
 
 def draw_delivery() -> None:
     """The delivered networks among the curves of searches by real trainings."""
     search = results.read("search")
-    tasks, delivered = search_data(search), delivery_data(results.read("delivery"), search)
+    tasks, delivered = search_data(search), delivery_data(results.read("delivery"), search["broken"])
     figure, grid = plt.subplots(2, 4, figsize=(12, 5), sharex=True, layout="constrained")
     for ax, (task, points) in zip(grid.flat, delivered.items(), strict=False):
         for method in ("random", "tpe", "gp", "asha"):

@@ -155,7 +155,7 @@ class Ladder:
         metric: By which the network was chosen.
         lines: For each config of the first rung, (shares, values) of its branches; NaN where one diverged.
         spread: For each whether it was spread over the space, in place of the surrogate's choice.
-        chosen: Share and value of the delivered network.
+        chosen: Share of the best branch of the delivered network, and the network's own value.
         interval: Ends of its 90 % interval; NaN where there is none.
     """
 

@@ -8,6 +8,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import sys
@@ -109,6 +110,15 @@ def test_branches_of_a_network_with_statistics_and_a_frozen_part() -> None:
 def test_a_share_is_a_part_of_the_recipe(share: Any) -> None:
     with pytest.raises(ht.OptionError, match="`share`"):
         surrogate().branch(CONFIGS, share=share)
+
+
+def test_branches_can_be_sent_to_another_process() -> None:
+    found = surrogate().trainer().branch(CONFIGS, progress=False)
+    again = pickle.loads(pickle.dumps(found))
+    assert again.configs == found.configs and again.cost == found.cost
+    for one, other in zip(again.networks, found.networks, strict=True):
+        problem.assert_same_state(one, other)
+    problem.assert_same_state(again.make(1), found.networks[1])
 
 
 def test_a_branch_goes_on_from_a_network_that_was_trained(tmp_path: Path) -> None:

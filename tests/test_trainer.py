@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,34 @@ def test_the_recipe_of_a_surrogate_is_what_fit_was_told() -> None:
         name: value for name, value in told.items() if name != "optimizer"
     }
     assert recipe.optimizer(problem.network().parameters(), {}).param_groups[0]["momentum"] == 0.9
+
+
+CLASSES = [(torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2)]
+
+
+@pytest.mark.parametrize(
+    ("decay", "space", "twice"), [(0.02, "weight_decay", True), (0.0, "weight_decay", False), (0.02, "l1", False)]
+)
+def test_weights_that_would_decay_twice_are_warned_of_once(decay: float, space: str, twice: bool) -> None:
+    task, configs = ht.Classification(), [{space: value} for value in (0.01, 0.1)]
+    chosen = ht.Recipe(epochs=1, optimizer=lambda p, c: torch.optim.AdamW(p, lr=0.01, weight_decay=decay))
+    made = ht.Trainer(
+        nn.Linear(3, 2),
+        ht.SearchSpace({space: FloatDistribution(0.01, 0.1)}),
+        task.loss,
+        CLASSES,
+        metric=task.metric,  # type: ignore[arg-type]
+        val_loader=CLASSES,
+        recipe=chosen,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made.train(configs, progress=False)
+        made.train(configs, seeds=[1], progress=False)
+    told = [str(each.message) for each in caught]
+    assert len(told) == twice
+    assert not twice or (told[0].startswith("Weights decay twice") and "by 0.02 at the first config" in told[0])
+    assert not twice or caught[0].filename == __file__
 
 
 BAD: dict[str, tuple[Any, str]] = {

@@ -23,6 +23,7 @@ _ALL += (
     trust.search_clock,
     delivery.branches,
     delivery.delivery,
+    delivery.delivery_large,
     delivery.delivery_summary,
     ray.ray_kills,
     ray.ray_steps,

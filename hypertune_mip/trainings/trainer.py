@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +19,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hypertune_mip.arguments import plain, real_number, seed_number
-from hypertune_mip.errors import DataError, OptionError
+from hypertune_mip.errors import DataError, HypertuneWarning, OptionError
 from hypertune_mip.evaluation import Metric, standard_error
 from hypertune_mip.execution import Mode
 from hypertune_mip.space import Config, SearchSpace, Value
+from hypertune_mip.tasks import ClassificationLoss, RegressionLoss
 from hypertune_mip.training import Loss
 from hypertune_mip.training.options import at_least
 from hypertune_mip.trainings.executor import Executor, InThisProcess
@@ -57,6 +60,10 @@ class Branches:
     def networks(self) -> tuple[nn.Module, ...]:
         """Plain, in evaluation mode, S of them; they are made on first use."""
         return tuple(self.make(index) for index in range(len(self.configs)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the networks themselves, in place of the trainer that makes them."""
+        return {**self.__dict__, "make": partial(getitem, self.networks)}
 
     def __repr__(self) -> str:
         """How many, from where, and what they cost."""
@@ -159,6 +166,7 @@ class Trainer:
         self._branch_points = tuple(branch_points or ())
         self._store = Store(folder)
         self._checked: set[str] = set()
+        self._told_of_decay = False
 
     def __repr__(self) -> str:
         """The recipe, and how many trainings are done."""
@@ -357,6 +365,8 @@ class Trainer:
 
     def _finished(self, runs: list[Run], *, keep: bool, progress: bool) -> list[Finished]:
         """What came out of each, of those that were finished before as well."""
+        if runs:
+            self._warn_of_two_decays(runs[0])
         abouts = [self._workshop.about(run) for run in runs]
         names = [name_of(about) for about in abouts]
         once = dict(zip(names, zip(runs, abouts, strict=True), strict=True))
@@ -379,6 +389,23 @@ class Trainer:
             raise DataError(f"{self.executor!r} has not carried out the trainings at {lost}.")
         found = [self._store.find(name) for name in names]
         return [one for one in found if one is not None]
+
+    def _warn_of_two_decays(self, run: Run) -> None:
+        """Warn once where the loss of a task penalises weights that the recipe's optimiser decays as well."""
+        penalized = isinstance(self.loss, (ClassificationLoss, RegressionLoss)) and "weight_decay" in run.config
+        if self._told_of_decay or not penalized:
+            return
+        self._told_of_decay = True
+        decays = {float(group.get("weight_decay", 0.0)) for group in self._workshop.groups(run)} - {0.0}
+        if decays:
+            shown = ", ".join(f"{decay:g}" for decay in sorted(decays))
+            warnings.warn(
+                "Weights decay twice: by 'weight_decay', which the task's loss penalises, and by the recipe's"
+                f" optimiser, by {shown} at the first config. Pass `weight_decay=0` to the optimiser, or train"
+                " by a loss without the penalty (`surrogate.replace(loss=...)`).",
+                HypertuneWarning,
+                stacklevel=4,
+            )
 
     def _divided(self, runs: list[Run]) -> Iterator[Together]:
         """Runs that may be stacked, as few parts as possible but as many as the executor would like.

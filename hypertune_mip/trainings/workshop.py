@@ -147,7 +147,6 @@ class Workshop:
             if run.start not in self._described:
                 self._described[run.start] = self.starts[run.start].description()
         steps = None if self.steps is None else self._limit(run.share)
-        trained = [parameter for parameter in self.primary.parameters() if parameter.requires_grad]
         return {
             "config": dict(run.config),
             "seed": run.seed,
@@ -155,9 +154,16 @@ class Workshop:
             "start": self._described[run.start],
             "epochs": self._limit(run.share) if steps is None else None,
             "steps": steps,
-            "recipe": self.recipe.description(trained, run.config, steps, known=self._schedules),
+            "recipe": self.recipe.description(self._trained_parameters(), run.config, steps, known=self._schedules),
             "network": self._architecture,
         }
+
+    def groups(self, run: Run) -> list[dict[str, Any]]:
+        """Of the optimiser that moves the network of a run."""
+        return self.recipe.made(self._trained_parameters(), run.config).param_groups
+
+    def _trained_parameters(self) -> list[Tensor]:
+        return [parameter for parameter in self.primary.parameters() if parameter.requires_grad]
 
     def network(self, run: Run, finished: Finished) -> nn.Module:
         """The plain network of a training whose tensors were kept, in evaluation mode."""
