@@ -112,6 +112,60 @@ def test_a_share_is_a_part_of_the_recipe(share: Any) -> None:
         surrogate().branch(CONFIGS, share=share)
 
 
+@pytest.mark.parametrize(("share", "epochs"), [(0.25, 2), (0.3, 3), (1.0, 8), (0.01, 1)])
+def test_a_branch_epoch_by_epoch_is_the_branch(share: float, epochs: int, tmp_path: Path) -> None:
+    expected = surrogate().trainer(parallel=1).branch(CONFIGS[:1], share=share, seed=2, progress=False)
+    trainer = surrogate().trainer(folder=tmp_path)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    seen = list(trainer.branch_epochs(CONFIGS[0], share=share, seed=2))
+    torch.testing.assert_close(torch.get_rng_state(), before)
+    assert [epoch for epoch, _ in seen] == list(range(1, epochs + 1))
+    assert seen[-1][1] == {name: column[0] for name, column in expected.metrics.items()}
+    assert len({values["error"] for _, values in seen}) == epochs
+    found = trainer.branch(CONFIGS[:1], share=share, seed=2, progress=False)  # which is there already
+    problem.assert_same_state(found.networks[0], expected.networks[0])
+    assert list(trainer.branch_epochs(CONFIGS[0], share=share, seed=2)) == seen[-1:]
+    assert len(list(tmp_path.glob("training-*.json"))) == 1
+
+
+def test_nothing_is_kept_of_a_branch_that_is_not_gone_through(tmp_path: Path) -> None:
+    trainer = surrogate().trainer(folder=tmp_path)
+    for epoch, _ in trainer.branch_epochs(CONFIGS[0], share=0.5):
+        if epoch == 2:
+            break
+    assert not list(tmp_path.glob("training-*.json"))
+    assert [epoch for epoch, _ in trainer.branch_epochs(CONFIGS[0], share=0.5)] == [1, 2, 3, 4]
+
+
+def test_epochs_of_a_loader_without_length() -> None:
+    own = problem.fit(epochs=8, schedule=None, train_loader=Uncounted(), **problem.validation())
+    trainer = own.trainer()
+    assert [epoch for epoch, _ in trainer.branch_epochs(CONFIGS[0], share=0.25)] == [1, 2]
+    assert [epoch for epoch, _ in trainer.branch_epochs(CONFIGS[0], share=0.25)] == [2]
+
+
+def test_a_branch_epoch_by_epoch_refuses_at_once_what_a_branch_does() -> None:
+    trainer = surrogate().trainer()
+    with pytest.raises(ht.SpaceError):
+        trainer.branch_epochs({"decay": 0.1})
+    with pytest.raises(ht.OptionError, match="`share` must lie in"):
+        trainer.branch_epochs(CONFIGS[0], share=2.0)
+
+
+def test_a_trainer_by_another_recipe_shares_what_is_finished(tmp_path: Path) -> None:
+    trainer = surrogate().trainer(still(), tmp_path)
+    start = trainer.branch(CONFIGS, start="end", progress=False)
+    other = trainer.following(restless())
+    moved = other.branch(CONFIGS, start="end", progress=False)
+    assert (moved.metrics["error"] != start.metrics["error"]).all() and other.recipe is not trainer.recipe
+    again = other.following(still()).branch(CONFIGS, start="end", progress=False)
+    np.testing.assert_array_equal(again.metrics["error"], start.metrics["error"])
+    assert len(list(tmp_path.glob("training-*.json"))) == 2 * len(CONFIGS)
+    with pytest.raises(ht.OptionError, match="must be a Recipe, but got 3"):
+        trainer.following(3)  # type: ignore[arg-type]
+
+
 def test_branches_can_be_sent_to_another_process() -> None:
     found = surrogate().trainer().branch(CONFIGS, progress=False)
     again = pickle.loads(pickle.dumps(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,23 @@ class AnyConfig:
     def __call__(self, parameters: Iterable[Any], config: Mapping[str, Value]) -> Optimizer:
         """The factory's, whatever the config."""
         return self.factory(parameters)
+
+
+@dataclass(frozen=True)
+class _With:
+    """A recipe's optimizer that is told some more values.
+
+    Args:
+        optimizer: Of a recipe.
+        values: By name.
+    """
+
+    optimizer: Callable[[Iterable[Any], Mapping[str, Value]], Optimizer]
+    values: Mapping[str, Value]
+
+    def __call__(self, parameters: Iterable[Any], config: Mapping[str, Value]) -> Optimizer:
+        """What the other makes of both."""
+        return self.optimizer(parameters, {**config, **self.values})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +102,20 @@ class Recipe:
             raise OptionError(
                 f"A recipe's `schedule` must be a function of (optimizer, steps) or None, but got {self.schedule!r}."
             )
+
+    def given(self, values: Mapping[str, Value]) -> Recipe:
+        """The same recipe, whose optimizer finds some more values in every config, such as a learning rate.
+
+        Args:
+            values: By name.
+
+        Example:
+            >>> import torch
+            >>> recipe = Recipe(epochs=1, optimizer=lambda p, config: torch.optim.SGD(p, lr=config["rate"]))
+            >>> recipe.given({"rate": 0.5}).made([torch.zeros(1)], {}).param_groups[0]["lr"]
+            0.5
+        """
+        return dataclasses.replace(self, optimizer=_With(self.optimizer, dict(values)))
 
     def made(self, parameters: Iterable[Tensor], config: Mapping[str, Value]) -> Optimizer:
         """The optimiser of one network.

@@ -142,8 +142,7 @@ class Trainer:
         (parallel,) = at_least(1, parallel=parallel)
         if mapping not in ("auto", "vmap", "loop"):
             raise OptionError(f'`mapping` must be "auto", "vmap" or "loop", but got {mapping!r}.')
-        if not isinstance(recipe, Recipe):
-            raise OptionError(f"`recipe` must be a Recipe, but got {recipe!r}.")
+        recipe = checked_recipe(recipe)
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise DataError("The primary network has no trainable parameter, so there is nothing to train.")
         own = copy.deepcopy(network).cpu()
@@ -268,26 +267,86 @@ class Trainer:
         Warns:
             HypertuneWarning: Of branches that diverge.
         """
-        share = real_number("share", share, error=OptionError)
-        if not 0.0 < share <= 1.0:
-            raise OptionError(f"`share` must lie in (0, 1], but got {share}.")
-        point: BranchPoint | Literal["network"]
-        if isinstance(start, nn.Module):
-            point, name = "network", self._network_as_start(start)
-        else:
-            point = name = self._branch_point(start)
-        seed = seed_number(seed, error=OptionError)
-        own = self._own(configs)
-        runs = [Run(config, seed, True, name, share) for config in own]
+        runs = self._branch_runs(configs, share, start, seed)
+        own = [run.config for run in runs]
         finished = self._finished(runs, keep=True, progress=progress)
         return Branches(
             configs=tuple(own),
             metrics={n: np.array([f.metrics[n] for f in finished]) for n in (finished[0].metrics if finished else ())},
             make=lambda index: self._stored_network(runs[index]),
             cost=len(own) * self._workshop.share_of(share),
-            share=share,
-            start=point,
+            share=float(share),
+            start="network" if isinstance(start, nn.Module) else self._branch_point(start),
         )
+
+    def branch_epochs(
+        self, config: Config, *, share: float = 0.25, start: BranchPoint | nn.Module | None = None, seed: int = 0
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """One branch, epoch by epoch: the number of the epoch, counted from 1, and the metrics after it.
+
+        It is the branch that `branch` makes alone, and is kept when it has been gone through to the end. One that is
+        finished already gives its last epoch at once. Whoever sees enough stops asking; then nothing is kept.
+
+        Args:
+            config: Native values.
+            share: As in `branch`.
+            start: As in `branch`.
+            seed: As in `branch`.
+
+        Raises:
+            SpaceError: If the config does not fit the space, or there are several.
+            OptionError: As in `branch`.
+            LossError: As in `train`.
+            StorageError: As in `train`.
+
+        Warns:
+            HypertuneWarning: If the branch diverges.
+        """
+        self.space.unit_of(config)  # of one config
+        (run,) = self._branch_runs([config], share, start, seed)
+        return self._epochs(run)
+
+    def _epochs(self, run: Run) -> Iterator[tuple[int, dict[str, float]]]:
+        about = self._workshop.about(run)
+        name = name_of(about)
+        if self._is_known(name, run, keep=True):
+            finished = self._store.find(name)
+            assert finished is not None
+            yield self._workshop.epochs_of(run), finished.metrics
+            return
+        for epoch, (finished, over) in enumerate(self._workshop.epoch_by_epoch(run), start=1):
+            if over:
+                self._store.add(name, finished, about, keep=True)
+                self._checked.add(name)
+            yield epoch, finished.metrics
+
+    def _branch_runs(
+        self, configs: Sequence[Config], share: float, start: BranchPoint | nn.Module | None, seed: int
+    ) -> list[Run]:
+        share = real_number("share", share, error=OptionError)
+        if not 0.0 < share <= 1.0:
+            raise OptionError(f"`share` must lie in (0, 1], but got {share}.")
+        name = self._network_as_start(start) if isinstance(start, nn.Module) else self._branch_point(start)
+        seed = seed_number(seed, error=OptionError)
+        runs = [Run(config, seed, True, name, share) for config in self._own(configs)]
+        if runs:
+            self._warn_of_two_decays(runs[0])
+        return runs
+
+    def following(self, recipe: Recipe) -> Trainer:
+        """A trainer by another recipe, with the same folder and all else.
+
+        Args:
+            recipe: How one network is trained.
+
+        Raises:
+            OptionError: If it is no recipe, or its schedule needs a number of steps that the loader does not tell.
+        """
+        other = copy.copy(self)
+        other.recipe = checked_recipe(recipe)
+        other._workshop = self._workshop.following(recipe)
+        other._checked = set()
+        return other
 
     def network(self, config: Config, *, seed: int = 0) -> nn.Module:
         """A plain network trained from scratch at one config, in evaluation mode, ready to use.
@@ -465,6 +524,13 @@ class Trainer:
 
     def _name(self, run: Run) -> str:
         return name_of(self._workshop.about(run))
+
+
+def checked_recipe(recipe: Any) -> Recipe:
+    """The recipe; raises OptionError if it is none."""
+    if not isinstance(recipe, Recipe):
+        raise OptionError(f"`recipe` must be a Recipe, but got {recipe!r}.")
+    return recipe
 
 
 def _given(decoded: Value, given: Any) -> Value:

@@ -137,6 +137,15 @@ class Workshop:
             for run in together:
                 yield run, self._outcome([run])[0]
 
+    def following(self, recipe: Recipe) -> Workshop:
+        """A copy that trains by another recipe."""
+        other = copy.copy(self)
+        other.recipe = recipe
+        other.steps = total_steps(self.train_loader, recipe.epochs, recipe.schedule, accumulate=recipe.accumulate)
+        other.stacked = self.parallel > 1 and can_be_stacked(self.primary, recipe)
+        other._schedules = {}
+        return other
+
     def share_of(self, share: float) -> float:
         """What a training of that share of the recipe really takes of it, in whole steps or epochs."""
         return self._limit(share) / (self.recipe.epochs if self.steps is None else self.steps)
@@ -269,19 +278,65 @@ class Workshop:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def epoch_by_epoch(self, run: Run) -> Iterator[tuple[Finished, bool]]:
+        """Train alone, whatever has been trained before; after each epoch what has come out, and whether that was all.
+
+        Between epochs nothing of the process is changed.
+        """
+        limit = self._limit(run.share)
+        with _one_at_a_time:
+            (start,) = self._networks_to_start([run])
+            total = None if self.steps is None else limit
+            network = Alone(start, run.config, self.space, self.recipe, self.device, total)
+        steps, epochs = 0, self._epochs(limit)
+        for epoch in range(epochs):
+            with _one_at_a_time, forked_random_state(self.device), gradients(True):
+                begin = time.perf_counter()
+                for batches in self._epoch(run.seed, epoch, None if self.steps is None else limit - steps):
+                    network.step(self.loss, batches)
+                    steps += 1
+                self._synchronize()
+                self.seconds += time.perf_counter() - begin
+            _check_steps(steps)
+            metrics = self._measured(network.run)
+            over = epoch == epochs - 1 or (self.steps is not None and steps == limit)
+            yield self._finished(network, metrics, 0, run, warn=over), over
+            if over:
+                return
+
+    def epochs_of(self, run: Run) -> int:
+        """In how many epochs a run is over, the last of which may be a part of one."""
+        limit = self._limit(run.share)
+        return limit if self.steps is None else math.ceil(limit * self.recipe.epochs / self.steps)
+
+    def _epochs(self, limit: int) -> int:
+        """How many a training has at most."""
+        return self.recipe.epochs if self.steps is not None else limit
+
     def _batches(self, seed: int, limit: int) -> Iterator[list[Any]]:
         """Of each step of a training, on the device: so many steps, or epochs where the loader has no length."""
         steps = 0
-        for epoch in range(self.recipe.epochs if self.steps is not None else limit):
-            set_seed(seed * SEED_STRIDE + epoch, self.train_loader, self.device)
-            left = iter(self.train_loader)
-            while group := list(islice(left, self.recipe.accumulate)):
-                yield [to_device(batch, self.device) for batch in group]
+        for epoch in range(self._epochs(limit)):
+            for batches in self._epoch(seed, epoch, None if self.steps is None else limit - steps):
+                yield batches
                 steps += 1
-                if self.steps is not None and steps == limit:
-                    return
-        if not steps:
-            raise DataError("The training loader gave no batch. Pass a DataLoader or a list of batches.")
+            if self.steps is not None and steps == limit:
+                return
+        _check_steps(steps)
+
+    def _epoch(self, seed: int, epoch: int, most: int | None) -> Iterator[list[Any]]:
+        """Batches of each step of an epoch, on the device; its first step seeds what is random in it.
+
+        Args:
+            seed: Of the training.
+            epoch: Counted from 0.
+            most: Steps; None is all.
+        """
+        set_seed(seed * SEED_STRIDE + epoch, self.train_loader, self.device)
+        left = iter(self.train_loader)
+        while (most is None or most > 0) and (group := list(islice(left, self.recipe.accumulate))):
+            yield [to_device(batch, self.device) for batch in group]
+            most = None if most is None else most - 1
 
     def _measured(self, run: RunFunction) -> dict[str, list[float]]:
         """Metrics of each network, by name."""
@@ -290,7 +345,7 @@ class Workshop:
         return {name: value.tolist() for name, value in values.items()}
 
     def _finished(
-        self, networks: Networks, metrics: Mapping[str, list[float]] | None, index: int, run: Run
+        self, networks: Networks, metrics: Mapping[str, list[float]] | None, index: int, run: Run, *, warn: bool = True
     ) -> Finished:
         state = networks.state(index)
         tensors = {name: tensor.cpu().clone() for name, tensor in state.tensors.items()}
@@ -301,12 +356,13 @@ class Workshop:
             values = {name: column[index] for name, column in metrics.items()}
         if not all(bool(torch.isfinite(tensors[name]).all()) for name in state.trained):
             values = dict.fromkeys(values, math.nan)
-            warnings.warn(
-                f"Real training diverged at {run.config}: a weight is not finite, so its metrics are NaN. Lower the"
-                " learning rate of the recipe if this is not what training at that config is like.",
-                HypertuneWarning,
-                stacklevel=7,
-            )
+            if warn:
+                warnings.warn(
+                    f"Real training diverged at {run.config}: a weight is not finite, so its metrics are NaN. Lower the"
+                    " learning rate of the recipe if this is not what training at that config is like.",
+                    HypertuneWarning,
+                    stacklevel=7,
+                )
         return finished._replace(metrics=values, measured_by=self._how_measured(values))
 
     @property
@@ -324,6 +380,11 @@ class Workshop:
     def _limit(self, share: float) -> int:
         """Steps of a share of the recipe, or epochs where the loader has no length."""
         return max(1, round(share * (self.recipe.epochs if self.steps is None else self.steps)))
+
+
+def _check_steps(steps: int) -> None:
+    if not steps:
+        raise DataError("The training loader gave no batch. Pass a DataLoader or a list of batches.")
 
 
 def _places(network: nn.Module) -> dict[str, Any]:

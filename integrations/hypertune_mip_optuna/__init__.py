@@ -7,8 +7,9 @@
 Both take several metrics and constraints, and both refuse a study that was built on another space.
 """
 
+from hypertune_mip_optuna.branches import BranchObjective
 from hypertune_mip_optuna.objective import SurrogateObjective
 from hypertune_mip_optuna.prefill import prefill
 from hypertune_mip_optuna.sampler import SurrogateSampler
 
-__all__ = ["SurrogateObjective", "SurrogateSampler", "prefill"]
+__all__ = ["BranchObjective", "SurrogateObjective", "SurrogateSampler", "prefill"]
