@@ -112,6 +112,75 @@ def test_a_share_is_a_part_of_the_recipe(share: Any) -> None:
         surrogate().branch(CONFIGS, share=share)
 
 
+class Normed(nn.Sequential):
+    """With a batch norm whose inputs have a variance far from 1, which new layers assume."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.3), nn.Linear(4, 1))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            for parameter in self.parameters():
+                parameter.normal_()
+            self[0].weight.mul_(0.01)
+
+
+WHOLE = [problem.data().tensors]
+
+
+@functools.cache
+def normed() -> ht.Surrogate:
+    """All data in a batch."""
+    hypernet = ht.HyperNetwork(Normed(), ht.SearchSpace({"decay": problem.SPACE["decay"]}), trunk=(6,))
+    return problem.fit(hypernet, epochs=40, train_loader=WHOLE, metric=problem.metric, val_loader=WHOLE)
+
+
+def test_a_branch_begins_with_the_running_statistics_of_its_first_batch() -> None:
+    trainer = normed().trainer(still())
+    for steps in (1, 8):
+        (network,) = trainer.branch([{"decay": 0.1}], share=steps / 8, start="end", progress=False).networks
+        inner = network[0](WHOLE[0][0]).detach()
+        torch.testing.assert_close(network[1].running_mean, inner.mean(0))
+        torch.testing.assert_close(network[1].running_var, inner.var(0))
+        assert float(network[1].running_var.max()) < 0.1 and network[1].num_batches_tracked == steps
+        assert network[1].momentum == 0.1
+    again = trainer.branch([{"decay": 0.1}], share=0.125, start=network, progress=False).networks[0]
+    assert again[1].num_batches_tracked == 9  # which has statistics of its own
+
+
+def test_a_training_from_scratch_begins_with_those_of_the_layer() -> None:
+    network = normed().trainer(still()).network({"decay": 0.1})
+    inner = network[0](WHOLE[0][0]).detach()
+    torch.testing.assert_close(network[1].running_var, 0.9**8 + (1 - 0.9**8) * inner.var(0))
+
+
+def test_an_average_has_running_statistics_of_its_own() -> None:
+    several = 0
+    for seed in range(4):
+        found = normed().deliver("error", 3.0, recipe=restless(), seed=seed, progress=False)
+        several += len(found.averaged) > 1
+        if len(found.averaged) > 1:
+            inner = found.network[0](WHOLE[0][0]).detach()
+            torch.testing.assert_close(found.network[1].running_mean, inner.mean(0))
+            torch.testing.assert_close(found.network[1].running_var, inner.var(0))
+    assert several
+
+
+def test_statistics_are_collected_with_all_else_in_evaluation_mode() -> None:
+    trainer, network = normed().trainer(), Normed()
+    torch.manual_seed(3)
+    before, weights = torch.get_rng_state(), copy.deepcopy(dict(network.named_parameters()))
+    trainer.collect_statistics(network, {"decay": 0.1})
+    torch.testing.assert_close(torch.get_rng_state(), before)
+    torch.testing.assert_close(dict(network.named_parameters()), weights)
+    assert not network.training and not network[1].training and network[1].momentum == 0.1
+    inner = network[0](WHOLE[0][0]).detach()
+    torch.testing.assert_close(network[1].running_var, inner.var(0))
+    plain = problem.plain_network()
+    expected = copy.deepcopy(plain.state_dict())
+    surrogate().trainer().collect_statistics(plain, CONFIGS[0])
+    torch.testing.assert_close(plain.state_dict(), expected)
+
+
 @pytest.mark.parametrize(("share", "epochs"), [(0.25, 2), (0.3, 3), (1.0, 8), (0.01, 1)])
 def test_a_branch_epoch_by_epoch_is_the_branch(share: float, epochs: int, tmp_path: Path) -> None:
     expected = surrogate().trainer(parallel=1).branch(CONFIGS[:1], share=share, seed=2, progress=False)

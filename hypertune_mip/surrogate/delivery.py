@@ -189,7 +189,8 @@ def delivered(
         left = [left[index] for index in np.argsort(own, kind="stable") if np.isfinite(own[index])]
         order = [index for index in np.argsort(scores, kind="stable").tolist() if math.isfinite(scores[index])]
         if order:
-            average = greedy_average(makers, order, score)
+            finish = partial(trainer.collect_statistics, config=candidates[order[0]].config)
+            average = greedy_average(makers, order, score, finish=finish)
     if average is None:
         raise _all_diverged(len(candidates), metric)
     best = average.members[0]

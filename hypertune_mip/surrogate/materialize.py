@@ -18,6 +18,7 @@ from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.metrics import WholeSet, parts_of
 from hypertune_mip.space import Config
 from hypertune_mip.training import Loss
+from hypertune_mip.trainings.statistics import collect_statistics
 
 
 def materialize(
@@ -79,24 +80,12 @@ def _recalibrate(network: nn.Module, hypernet: HyperNetwork, loader: Iterable[An
         loader: The batches.
         run: Runs the network on one.
     """
-    network.eval()
-    momenta = {}
     for name in hypernet.batch_norms:
         layer, given = network.get_submodule(name), hypernet.given.get_submodule(name)
         assert isinstance(layer, _NormBase) and isinstance(given, _NormBase)
-        momenta[layer] = layer.momentum
-        layer.track_running_stats, layer.momentum = True, None  # None: a plain average over batches
+        layer.track_running_stats = True
         for statistic in ("running_mean", "running_var", "num_batches_tracked"):
             setattr(layer, statistic, getattr(given, statistic).to(hypernet.device, copy=True))
-        layer.reset_running_stats()
-        layer.train()
-    batches = 0
-    for batch in loader:
-        batches += 1
-        with torch.enable_grad():  # a loss may go backward itself
-            run(to_device(batch, hypernet.device))
-    network.zero_grad(set_to_none=True)
-    if not batches:
+    batches = (to_device(batch, hypernet.device) for batch in loader)
+    if not collect_statistics(network, hypernet.batch_norms, batches, run):
         raise DataError("`recalibrate` holds no batch, so there is nothing to average running statistics over.")
-    for layer, momentum in momenta.items():
-        layer.momentum = momentum

@@ -32,7 +32,11 @@ class Average(NamedTuple):
 
 
 def greedy_average(
-    makers: Sequence[Callable[[], nn.Module]], order: Sequence[int], score: Callable[[nn.Module], float]
+    makers: Sequence[Callable[[], nn.Module]],
+    order: Sequence[int],
+    score: Callable[[nn.Module], float],
+    *,
+    finish: Callable[[nn.Module], object] | None = None,
 ) -> Average:
     """The first network, averaged with each of the others, in their order, that makes the average no worse.
 
@@ -40,6 +44,7 @@ def greedy_average(
         makers: Each makes a network; all of one architecture.
         order: Indices of those to try.
         score: Of a network; small values are the better ones, and NaN is none.
+        finish: What an average needs before it is a network, such as running statistics; changes it in place.
     """
     network = makers[order[0]]()
     members, best = [order[0]], score(network)
@@ -47,6 +52,8 @@ def greedy_average(
         tried = with_another(network, makers[index](), len(members))
         if tried is None:
             continue
+        if finish is not None:
+            finish(tried)
         found = score(tried)
         if found <= best:
             network, best = tried, found

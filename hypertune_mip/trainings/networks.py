@@ -22,6 +22,7 @@ from hypertune_mip.training.schedule import Schedule
 from hypertune_mip.training.step import autocast, checked_loss
 from hypertune_mip.trainings.descent import Descent
 from hypertune_mip.trainings.recipe import Recipe
+from hypertune_mip.trainings.statistics import taken_from_the_batch, without_statistics
 
 _WATCHED = 20  # steps of a stack in which it is seen whether the network assigns its state anew
 Configs = Sequence[Mapping[str, Value]]
@@ -66,6 +67,8 @@ class Alone:
         recipe: How it is trained.
         device: Where.
         total: Steps of the training, if they are known.
+        fresh: Whether its weights are fresh ones. Otherwise running statistics that no batch has gone into yet become
+            those of the first one: a short training would not get rid of the ones that layers are made with.
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class Alone:
         recipe: Recipe,
         device: torch.device,
         total: int | None,
+        *,
+        fresh: bool,
     ) -> None:
         """See the class."""
         self.network = resolve(start, config).to(device)
@@ -83,6 +88,8 @@ class Alone:
         self._config = ActiveConfig({n: v[0] for n, v in decoded(space, [config], self.network, device).items()})
         self._held = _Held.by(self.network)
         self._staying = always_evaluating(self.network)
+        names = () if fresh else keeps_statistics(self.network, self._staying)
+        self._without_statistics = without_statistics(self.network, names)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self._recipe, self._trained = recipe, trained
         self._optimizer = recipe.made(trained, config)
@@ -94,8 +101,9 @@ class Alone:
         set_training(self.network, True, self._staying)
         self._optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            with autocast(self._device, self._recipe.precision):
+            with autocast(self._device, self._recipe.precision), taken_from_the_batch(self._without_statistics):
                 value = loss(self.network, batch, self._config)
+            self._without_statistics = []
             self._scaler.scale(checked_loss(value) / len(batches)).backward()
         if self._recipe.gradient_clip is not None:
             self._scaler.unscale_(self._optimizer)

@@ -134,6 +134,8 @@ class FromHypernetwork:
                 for name, tensor in named_tensors(network):
                     if name in learned:
                         tensor.copy_(learned[name])
+        for name in hypernet.batch_norms:  # whose statistics were of other weights
+            network.get_submodule(name).reset_running_stats()  # type: ignore[operator]
         return network
 
     def on(self, device: torch.device) -> FromHypernetwork:

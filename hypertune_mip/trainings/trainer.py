@@ -384,6 +384,19 @@ class Trainer:
         """
         return self._workshop.measure(network)
 
+    def collect_statistics(self, network: nn.Module, config: Config) -> None:
+        """Give batch norms the running statistics of a network's own weights, in place; others are left alone.
+
+        An average of networks needs that: the mean of their statistics is not that of the averaged weights.
+
+        Args:
+            network: Plain, on the device where trainings run.
+            config: For the loss, native values.
+        """
+        self.space.unit_of(config)
+        (own,) = self._own([config])
+        self._workshop.collect_statistics(network, own)
+
     def standard_errors(self, network: nn.Module) -> dict[str, float]:
         """Of a network's metrics, by name: how far they would be off on other validation data of the same size.
 

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from hypertune_mip.errors import DataError, HypertuneWarning, NetworkError, OptionError
 from hypertune_mip.evaluation import Metric, ValidationData, measured, to_device, without_each_group
 from hypertune_mip.evaluation.modes import gradients
+from hypertune_mip.functional import ActiveConfig
 from hypertune_mip.hypernetwork import bindings
+from hypertune_mip.hypernetwork.primary import always_evaluating, keeps_statistics
 from hypertune_mip.nn import resolve
-from hypertune_mip.space import SearchSpace
+from hypertune_mip.space import SearchSpace, Value
 from hypertune_mip.training import Loss
 from hypertune_mip.training.fingerprint import described
 from hypertune_mip.training.fingerprint import name_of as name_of_class
@@ -32,16 +34,19 @@ from hypertune_mip.trainings.networks import (
     RunFunction,
     Stack,
     can_be_stacked,
+    decoded,
     differ_in_weights_alone,
     in_front,
     restore,
 )
 from hypertune_mip.trainings.recipe import Recipe
 from hypertune_mip.trainings.starts import Starts, digest
+from hypertune_mip.trainings.statistics import collect_statistics
 from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Together, name_of
 from hypertune_mip.trees import tensors_of
 
 _TIMED = 24  # steps
+_COLLECTED = 64  # batches that running statistics are averaged over
 _NEAR = 1e-4  # of a metric, by rounding
 _one_at_a_time = threading.RLock()  # in a process, whose random state is one for all threads
 
@@ -185,6 +190,25 @@ class Workshop:
         """Metrics of a finished network, by name."""
         return {name: column[0] for name, column in self._measured(in_front(network)).items()}
 
+    def collect_statistics(self, network: nn.Module, config: Mapping[str, Value]) -> None:
+        """Give layers with running statistics those of a finished network's own weights, in place.
+
+        They are averaged over an epoch of the training data, or its first batches where these are many.
+
+        Args:
+            network: Plain; on the device where trainings run.
+            config: For the loss, native values.
+        """
+        names = keeps_statistics(network, always_evaluating(self.primary))
+        if not names:
+            return
+        columns = decoded(self.space, [config], network, self.device)
+        values = ActiveConfig({name: column[0] for name, column in columns.items()})
+        with _one_at_a_time, forked_random_state(self.device):
+            batches = (batch for group in self._epoch(0, 0, None) for batch in group)
+            few = islice(batches, _COLLECTED)
+            collect_statistics(network, names, few, lambda batch: self.loss(network, batch, values))
+
     def measured_anew(self, network: nn.Module, finished: Finished) -> Finished:
         """What came out of a training if its network is measured now: the same, if it was measured on the same data."""
         same_data = finished.measured_by == self._how_measured(finished.metrics)
@@ -208,7 +232,7 @@ class Workshop:
     def seconds_of_step(self, run: Run) -> float:
         """What one step of a training takes when it runs by itself, data and all; nothing is kept of it."""
         (start,) = self._networks_to_start([run])
-        network = Alone(start, run.config, self.space, self.recipe, self.device, self.steps)
+        network = self._alone(start, run, self.steps)
         times: list[float] = []
         with _one_at_a_time, forked_random_state(self.device), gradients(True):
             begin = time.perf_counter()
@@ -256,7 +280,7 @@ class Workshop:
         networks: Alone | Stack
         if len(together) == 1:
             (start,) = self._networks_to_start(together)
-            networks = Alone(start, configs[0], self.space, self.recipe, self.device, total)
+            networks = self._alone(start, first, total)
             del start
         else:
             starts = self._networks_to_start(together)
@@ -274,6 +298,10 @@ class Workshop:
             metrics = None
         return [self._finished(networks, metrics, index, run) for index, run in enumerate(together)]
 
+    def _alone(self, start: nn.Module, run: Run, total: int | None) -> Alone:
+        fresh = run.start == SCRATCH
+        return Alone(start, run.config, self.space, self.recipe, self.device, total, fresh=fresh)
+
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -287,7 +315,7 @@ class Workshop:
         with _one_at_a_time:
             (start,) = self._networks_to_start([run])
             total = None if self.steps is None else limit
-            network = Alone(start, run.config, self.space, self.recipe, self.device, total)
+            network = self._alone(start, run, total)
         steps, epochs = 0, self._epochs(limit)
         for epoch in range(epochs):
             with _one_at_a_time, forked_random_state(self.device), gradients(True):
