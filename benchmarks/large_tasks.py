@@ -16,7 +16,7 @@ from benchmarks.tasks import Task, _float, fashion_images, standardized_fashion
 from benchmarks.trust_tasks import b2_fashion
 
 _CONTEXT = 64
-_TRAIN, _HELD_OUT = 2048, 512  # sequences
+_TRAIN, _HELD_OUT = 1024, 512  # sequences
 
 
 def fashion_cocktail() -> Task:
@@ -78,7 +78,7 @@ def text_transformer() -> Task:
         validation=parts[1],
         test=parts[2],
         batch_size=32,
-        epochs=6,
+        epochs=8,
         learning_rate=3e-3,
     )
 

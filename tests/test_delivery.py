@@ -27,6 +27,7 @@ import hypertune_mip as ht
 from hypertune_mip.evaluation import ValidationData, standard_error, without_each_group
 from hypertune_mip.surrogate.candidates import Plan, Rung, cost_of_fit
 from hypertune_mip.surrogate.delivery import delivered as delivered_by
+from hypertune_mip.trainings import greedy_average
 from tests import small_problem as problem
 
 CONFIGS = [{"decay": d, "dropout": 0.1} for d in (1e-4, 1e-2, 0.3)]
@@ -154,15 +155,16 @@ def test_a_training_from_scratch_begins_with_those_of_the_layer() -> None:
 
 
 def test_an_average_has_running_statistics_of_its_own() -> None:
-    several = 0
-    for seed in range(4):
-        found = normed().deliver("error", 3.0, recipe=restless(), seed=seed, progress=False)
-        several += len(found.averaged) > 1
-        if len(found.averaged) > 1:
-            inner = found.network[0](WHOLE[0][0]).detach()
-            torch.testing.assert_close(found.network[1].running_mean, inner.mean(0))
-            torch.testing.assert_close(found.network[1].running_var, inner.var(0))
-    assert several
+    trainer = normed().trainer()
+    configs = [{"decay": decay} for decay in (0.01, 0.1, 1.0)]
+    branches = trainer.branch(configs, share=0.25, start="end", progress=False)
+    finish = functools.partial(trainer.collect_statistics, config=configs[0])
+    makers = [functools.partial(branches.make, index) for index in range(3)]
+    found = greedy_average(makers, range(3), lambda network: 0.0, finish=finish)
+    assert found.members == (0, 1, 2)
+    inner = found.network[0](WHOLE[0][0]).detach()
+    torch.testing.assert_close(found.network[1].running_mean, inner.mean(0))
+    torch.testing.assert_close(found.network[1].running_var, inner.var(0))
 
 
 def test_statistics_are_collected_with_all_else_in_evaluation_mode() -> None:
@@ -426,7 +428,9 @@ class Told:
     recipe = ht.Recipe(epochs=10)
 
     def __init__(self, biases: dict[float, list[float]]) -> None:
-        self.biases, self.starts = biases, []  # type: ignore[var-annotated]
+        self.biases = biases
+        self.starts: list[Any] = []
+        self.collected: list[Any] = []
 
     def branch(self, configs: Any, *, share: float, start: Any, seed: int, progress: bool) -> ht.Branches:
         self.starts.append(start)
@@ -442,6 +446,9 @@ class Told:
 
     def measure(self, network: Any) -> dict[str, float]:
         return {"error": abs(float(network.bias) - 1.0)}
+
+    def collect_statistics(self, network: Any, config: Any) -> None:
+        self.collected.append(config)
 
     def standard_errors(self, network: Any) -> dict[str, float]:
         return {"error": 0.1}
@@ -472,6 +479,8 @@ def test_each_branch_that_makes_the_average_no_worse_joins_it(name: str) -> None
     assert found.value.value == pytest.approx(abs(bias - 1.0), abs=1e-6)
     assert found.config == found.candidates[members[0]].config
     assert found.cost == pytest.approx(1.0 + 0.75 + 0.5 * len(found.candidates[3:]))
+    finite = [math.isfinite(each.values["error"]) for each in found.candidates]
+    assert len(told.collected) == sum(finite[:3]) - 1 + sum(finite) - 1  # for each average that was tried
     assert told.starts[0] == "end" and float(told.starts[1].bias) == pytest.approx(start)
 
 
