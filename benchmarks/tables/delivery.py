@@ -42,7 +42,9 @@ def regrets() -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     searches, early = (_runs(name) for name in ("search", "rivals"))
     for (case, seed), rows in group(results.read("delivery")["rows"], "case", "seed").items():
-        runs = searches.get((case, seed)) or early[case, seed]
+        runs = searches.get((case, seed)) or early.get((case, seed))
+        if runs is None:
+            continue
         best = min(run.test for each in runs.values() for run in each if not math.isnan(run.test))
         spread = max(run.test for run in runs["random"] if not math.isnan(run.test)) - best
         own = {row["method"]: row["test"] for row in rows}
