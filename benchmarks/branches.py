@@ -44,6 +44,7 @@ class Shrunk:
 
     def __init__(self, hypernet: ht.HyperNetwork) -> None:
         self._end = FromHypernetwork(hypernet)
+        self.without_statistics = hypernet.batch_norms
 
     def network(self, config: Mapping[str, Any], seed: int) -> nn.Module:
         network = copy.deepcopy(self._end.network(config, seed))
@@ -62,6 +63,8 @@ class Shrunk:
 
 class Fresh:
     """First weights of the network, the same at all settings."""
+
+    without_statistics = ()
 
     def __init__(self, hypernet: ht.HyperNetwork) -> None:
         self._given = hypernet.given

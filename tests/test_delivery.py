@@ -28,6 +28,7 @@ from hypertune_mip.evaluation import ValidationData, standard_error, without_eac
 from hypertune_mip.surrogate.candidates import Plan, Rung, cost_of_fit
 from hypertune_mip.surrogate.delivery import delivered as delivered_by
 from hypertune_mip.trainings import greedy_average
+from hypertune_mip.trainings.statistics import collect_statistics
 from tests import small_problem as problem
 
 CONFIGS = [{"decay": d, "dropout": 0.1} for d in (1e-4, 1e-2, 0.3)]
@@ -144,8 +145,11 @@ def test_a_branch_begins_with_the_running_statistics_of_its_first_batch() -> Non
         torch.testing.assert_close(network[1].running_var, inner.var(0))
         assert float(network[1].running_var.max()) < 0.1 and network[1].num_batches_tracked == steps
         assert network[1].momentum == 0.1
+    with torch.no_grad():
+        network[1].running_mean.fill_(100.0)
+    network[1].num_batches_tracked.zero_()  # as old checkpoints have it
     again = trainer.branch([{"decay": 0.1}], share=0.125, start=network, progress=False).networks[0]
-    assert again[1].num_batches_tracked == 9  # which has statistics of its own
+    torch.testing.assert_close(again[1].running_mean, 90.0 + 0.1 * inner.mean(0))  # which had statistics of its own
 
 
 def test_a_training_from_scratch_begins_with_those_of_the_layer() -> None:
@@ -177,6 +181,11 @@ def test_statistics_are_collected_with_all_else_in_evaluation_mode() -> None:
     assert not network.training and not network[1].training and network[1].momentum == 0.1
     inner = network[0](WHOLE[0][0]).detach()
     torch.testing.assert_close(network[1].running_var, inner.var(0))
+    instances = nn.Sequential(nn.Unflatten(1, (3, 1)), nn.InstanceNorm1d(3, track_running_stats=True), nn.Flatten())
+    x = torch.arange(12.0).reshape(2, 3, 2)
+    collect_statistics(instances, ["1"], [x[:1], x[1:]], lambda batch: instances[1](batch))
+    torch.testing.assert_close(instances[1].running_mean, x.mean(2).mean(0))
+    torch.testing.assert_close(instances[1].running_var, x.var(2).mean(0))
     plain = problem.plain_network()
     expected = copy.deepcopy(plain.state_dict())
     surrogate().trainer().collect_statistics(plain, CONFIGS[0])
@@ -270,6 +279,39 @@ def test_a_branch_goes_on_from_a_network_that_was_trained(tmp_path: Path) -> Non
 def test_a_network_of_another_architecture_is_no_start() -> None:
     with pytest.raises(ht.OptionError, match=r"'0.weight' is \(2, 3\) instead of \(5, 3\)"):
         surrogate().trainer().branch(CONFIGS, start=nn.Sequential(nn.Linear(3, 2)))
+    with_buffer = problem.network()
+    with_buffer.register_buffer("mask", torch.ones(2))
+    with pytest.raises(ht.OptionError, match="'mask' is a buffer instead of None"):
+        surrogate().trainer().branch(CONFIGS, start=with_buffer)
+
+
+class Scaled(nn.Sequential):
+    """With numbers that no state dict holds."""
+
+    def __init__(self, number: float, tensor: float) -> None:
+        super().__init__(*problem.plain_network())
+        self.number, self.tensor = number, torch.tensor(tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.number * self.tensor * super().forward(x)
+
+
+def test_networks_that_differ_in_numbers_alone_are_different_starts(tmp_path: Path) -> None:
+    own = problem.fit(
+        ht.HyperNetwork(Scaled(1.0, 1.0), ht.SearchSpace({"decay": problem.SPACE["decay"]}), trunk=(6,)),
+        epochs=20,
+        **problem.validation(),
+    )
+    trainer = own.trainer(still(), tmp_path)
+    starts = [Scaled(1.0, 1.0), Scaled(3.0, 1.0), Scaled(1.0, 5.0)]
+    for start in starts:
+        found = trainer.branch([{"decay": 0.1}], start=start, progress=False)
+        assert found.metrics["error"][0] == pytest.approx(measured(start)["error"], rel=1e-5)
+        kept = found.networks[0]
+        starts[2].tensor.fill_(5.0)
+        assert (kept.number, float(kept.tensor)) == (start.number, float(start.tensor))
+    assert len(list(tmp_path.glob("training-*.json"))) == 3
+    assert not [name for name in trainer._workshop.starts if name.startswith("network")]
 
 
 def test_a_start_that_there_is_not_is_refused() -> None:
@@ -447,8 +489,9 @@ class Told:
     def measure(self, network: Any) -> dict[str, float]:
         return {"error": abs(float(network.bias) - 1.0)}
 
-    def collect_statistics(self, network: Any, config: Any) -> None:
+    def collect_statistics(self, network: Any, config: Any) -> float:
         self.collected.append(config)
+        return 0.01
 
     def standard_errors(self, network: Any) -> dict[str, float]:
         return {"error": 0.1}
@@ -478,7 +521,7 @@ def test_each_branch_that_makes_the_average_no_worse_joins_it(name: str) -> None
     assert float(found.network.bias) == pytest.approx(bias)
     assert found.value.value == pytest.approx(abs(bias - 1.0), abs=1e-6)
     assert found.config == found.candidates[members[0]].config
-    assert found.cost == pytest.approx(1.0 + 0.75 + 0.5 * len(found.candidates[3:]))
+    assert found.cost == pytest.approx(1.0 + 0.75 + 0.5 * len(found.candidates[3:]) + 0.01 * len(told.collected))
     finite = [math.isfinite(each.values["error"]) for each in found.candidates]
     assert len(told.collected) == sum(finite[:3]) - 1 + sum(finite) - 1  # for each average that was tried
     assert told.starts[0] == "end" and float(told.starts[1].bias) == pytest.approx(start)
@@ -491,6 +534,8 @@ def test_the_cost_of_fit_is_that_of_its_time_however_batches_are_accumulated() -
         assert cost_of_fit(history, told, {}) == 8.0 / 2.0
     told.steps = None
     assert cost_of_fit([{"seconds": 4.0, "step": 3}], told, {}) == 4.0 / (0.5 * 3 * 10)
+    told.recipe = ht.Recipe(epochs=10, accumulate=2)
+    assert cost_of_fit([{"seconds": 4.0, "step": 3}], told, {}, accumulate=4) == 4.0 / (0.5 * 6 * 10)
     assert math.isnan(cost_of_fit([], told, {}))
 
 

@@ -81,6 +81,7 @@ OPTIMISERS: dict[str, tuple[Any, str]] = {
     "nothing": (None, r"must be a function of \(parameters\), but got None"),
     "no optimiser": (lambda p: "adam", "must return a torch optimiser, but gave 'adam'"),
     "other parameters": (lambda p: torch.optim.SGD(nn.Linear(1, 1).parameters()), "holds 0 of them and 2 others"),
+    "some parameters": (lambda p: torch.optim.SGD(list(p)[:1]), "holds 1 of them and 0 others: the rest would stay"),
     "a closure": (torch.optim.LBFGS, "is LBFGS, which evaluates the loss several times a step"),
 }
 

@@ -299,6 +299,12 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 
 
+def test_what_a_recipes_optimizer_takes_second_is_the_config_and_nothing_else() -> None:
+    with pytest.raises(ht.OptionError, match=r"must be a function of \(parameters, config\)"):
+        ht.Recipe(epochs=1, optimizer=lambda p, lr=0.1: torch.optim.SGD(p, lr=lr))
+    ht.Recipe(epochs=1, optimizer=lambda p, config=None: torch.optim.SGD(p, lr=0.1))
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_an_optimiser_that_could_not_train_is_refused(name: str) -> None:
     optimizer, message = BAD[name]

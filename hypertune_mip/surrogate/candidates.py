@@ -138,18 +138,22 @@ def rungs_of(trainings: float, share_of: Callable[[float], float]) -> tuple[Rung
     return (Rung(max(count, math.floor(left / last + _ROUNDING)), last),)
 
 
-def cost_of_fit(history: Sequence[Record], trainer: Trainer, config: Mapping[str, Value]) -> float:
+def cost_of_fit(
+    history: Sequence[Record], trainer: Trainer, config: Mapping[str, Value], *, accumulate: int = 1
+) -> float:
     """What training a hypernetwork has cost, in trainings by the trainer's recipe, by the clock; NaN if not known.
 
     Args:
         history: Of its epochs.
         trainer: By which a few steps of a plain network are timed.
         config: Of that network.
+        accumulate: Batches of one of the hypernetwork's steps.
     """
     seconds = sum(float(record["seconds"]) for record in history)
     if not seconds > 0:
         return math.nan
     if trainer.steps is not None:
         return seconds / trainer.seconds_of_training(config)
-    steps = history[-1]["step"] / len(history) * trainer.recipe.epochs  # where batches were not accumulated
+    batches = history[-1]["step"] / len(history) * accumulate  # of an epoch
+    steps = batches / trainer.recipe.accumulate * trainer.recipe.epochs
     return seconds / trainer.seconds_of_training(config, steps=round(steps))

@@ -52,6 +52,11 @@ class Deliveries(Answers):
     def _known(self) -> int:
         """How many of the reports the answers are calibrated by: they come first."""
 
+    @property
+    @abstractmethod
+    def _own_recipe(self) -> Recipe:
+        """How a single network is trained where nothing else is said."""
+
     @abstractmethod
     def trainer(
         self, recipe: Recipe | None = None, folder: str | Path | None = None, executor: Executor | None = None
@@ -124,7 +129,7 @@ class Deliveries(Answers):
 
         def plan() -> Plan:
             configs, chosen = candidates(self._measure, metric, rungs[0].candidates, seed=seed)
-            return Plan(configs, chosen, cost_of_fit(self.history, trainer, configs[0]))
+            return Plan(configs, chosen, self._cost_of_fit(trainer, configs[0]))
 
         about = {"metric": metric, "rungs": [list(rung) for rung in rungs], "seed": seed}
         first = self._kept_plan(trainer, about, plan)
@@ -185,10 +190,13 @@ class Deliveries(Answers):
             front = self.pareto_front(metrics, seed=seed)
             table = np.array([[sign(directions[name]) * point.values[name] for name in metrics] for point in front])
             configs = [dict(front[row].config) for row in along_front(table, 2 * points)]
-            return Plan(configs, ["best"] * len(configs), cost_of_fit(self.history, trainer, configs[0]))
+            return Plan(configs, ["best"] * len(configs), self._cost_of_fit(trainer, configs[0]))
 
         first = self._kept_plan(trainer, {"metrics": list(metrics), "points": points, "seed": seed}, plan)
         return delivered_front(trainer, first, directions, share, points, seed=seed, progress=progress)
+
+    def _cost_of_fit(self, trainer: Trainer, config: Config) -> float:
+        return cost_of_fit(self.history, trainer, config, accumulate=self._own_recipe.accumulate)
 
     def _kept_plan(self, trainer: Trainer, about: dict[str, Any], make: Callable[[], Plan]) -> Plan:
         """The candidates that an earlier call has kept in the trainer's folder, or those that this one keeps."""

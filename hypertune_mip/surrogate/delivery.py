@@ -23,7 +23,7 @@ from torch import nn
 from hypertune_mip.directions import Direction, sign
 from hypertune_mip.errors import HypertuneWarning, TrainingError
 from hypertune_mip.evaluation.sampling import GROUPS
-from hypertune_mip.space import Value
+from hypertune_mip.space import Config, Value
 from hypertune_mip.surrogate.candidates import Origin, Plan, Rung, along_front
 from hypertune_mip.surrogate.screen import non_dominated
 from hypertune_mip.trainings import Average, Branches, BranchPoint, Trainer, greedy_average
@@ -65,7 +65,8 @@ class Delivered:
         direction: Which values of the metric are the better ones.
         values: Its metrics on the validation data, by name, each with a 90 % interval for other validation data of the
             same size. The network was chosen by these data, so its metric is optimistic: keep test data.
-        cost: In trainings with the whole recipe: that of `fit`, by the time that it took, and of all branches.
+        cost: In trainings with the whole recipe: that of `fit`, by the time that it took, of all branches, and of the
+            running statistics of averages, where a network has such.
         cost_of_fit: The part of `fit`; NaN where its time is not known.
         candidates: All branches, rung by rung.
         averaged: Indices among them of those whose weights the network is the mean of, the best first: one, where the
@@ -189,8 +190,14 @@ def delivered(
         left = [left[index] for index in np.argsort(own, kind="stable") if np.isfinite(own[index])]
         order = [index for index in np.argsort(scores, kind="stable").tolist() if math.isfinite(scores[index])]
         if order:
-            finish = partial(trainer.collect_statistics, config=candidates[order[0]].config)
+            costs: list[float] = []
+            config = candidates[order[0]].config
+
+            def finish(network: nn.Module, config: Config = config, costs: list[float] = costs) -> None:
+                costs.append(trainer.collect_statistics(network, config))
+
             average = greedy_average(makers, order, score, finish=finish)
+            cost += sum(costs)
     if average is None:
         raise _all_diverged(len(candidates), metric)
     best = average.members[0]

@@ -61,10 +61,12 @@ def checked(optimizer: Any, parameters: Iterable[Tensor], *, whose: str, example
     own = {id(parameter) for parameter in parameters}
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if held != own:
+        others = "those would be trained in place of the network" if held - own else "the rest would stay as it is"
+        advice = "" if held - own else ", and freeze what is not to be trained by `requires_grad_(False)`"
         raise OptionError(
             f"{whose} must hold the {len(own)} parameters that it is given and no others, but its"
-            f" {type(optimizer).__name__} holds {len(held & own)} of them and {len(held - own)} others: those would be"
-            f" trained in place of the network. Pass one of its own, for example {example}."
+            f" {type(optimizer).__name__} holds {len(held & own)} of them and {len(held - own)} others: {others}. Pass"
+            f" one of its own, for example {example}{advice}."
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -83,9 +85,11 @@ def _takes(function: Any, count: int) -> bool:
     if isinstance(made, type) and issubclass(made, Optimizer):
         return count == 1  # the second argument is a learning rate
     try:
-        inspect.signature(function).bind(*[None] * count)
+        signature = inspect.signature(function)
+        signature.bind(*[None] * count)
     except TypeError:
         return False
     except ValueError:  # of a function written in C nothing is known
         return True
-    return True
+    further = list(signature.parameters.values())[1:count]
+    return all(each.default is each.empty or each.name == "config" for each in further)  # others are for other things

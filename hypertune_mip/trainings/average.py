@@ -64,7 +64,8 @@ def greedy_average(
 def with_another(average: nn.Module, network: nn.Module, count: int) -> nn.Module | None:
     """The average of `count` networks and of one more; None where the two hold tensors of different shapes.
 
-    What is no floating-point number, such as a counter of batches, stays as it is in `average`.
+    What is no floating-point or complex number, such as a counter of batches, stays as it is in `average`; so do
+    tensors that modules hold in other attributes.
 
     Args:
         average: Of networks so far; it is left alone.
@@ -77,7 +78,7 @@ def with_another(average: nn.Module, network: nn.Module, count: int) -> nn.Modul
         return None
     with torch.no_grad():
         for name, tensor in own.items():
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() or tensor.is_complex():
                 exact = torch.promote_types(tensor.dtype, torch.float32)
                 mean = tensor.to(exact)
                 change = (others[name].to(exact) - mean) / (count + 1)

@@ -22,7 +22,7 @@ from hypertune_mip.training.schedule import Schedule
 from hypertune_mip.training.step import autocast, checked_loss
 from hypertune_mip.trainings.descent import Descent
 from hypertune_mip.trainings.recipe import Recipe
-from hypertune_mip.trainings.statistics import taken_from_the_batch, without_statistics
+from hypertune_mip.trainings.statistics import taken_from_the_batch, untouched
 
 _WATCHED = 20  # steps of a stack in which it is seen whether the network assigns its state anew
 Configs = Sequence[Mapping[str, Value]]
@@ -67,8 +67,9 @@ class Alone:
         recipe: How it is trained.
         device: Where.
         total: Steps of the training, if they are known.
-        fresh: Whether its weights are fresh ones. Otherwise running statistics that no batch has gone into yet become
-            those of the first one: a short training would not get rid of the ones that layers are made with.
+        held: What the network holds that another one of its kind will be restored from.
+        without_statistics: Names of modules whose running statistics are not of these weights: they become those of the
+            first batch, since a short training would not get rid of the ones that layers are made with.
     """
 
     def __init__(
@@ -80,16 +81,16 @@ class Alone:
         device: torch.device,
         total: int | None,
         *,
-        fresh: bool,
+        held: Held,
+        without_statistics: Sequence[str] = (),
     ) -> None:
         """See the class."""
         self.network = resolve(start, config).to(device)
         self._device = device
         self._config = ActiveConfig({n: v[0] for n, v in decoded(space, [config], self.network, device).items()})
-        self._held = _Held.by(self.network)
+        self._held = held
         self._staying = always_evaluating(self.network)
-        names = () if fresh else keeps_statistics(self.network, self._staying)
-        self._without_statistics = without_statistics(self.network, names)
+        self._without_statistics = tuple(without_statistics)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self._recipe, self._trained = recipe, trained
         self._optimizer = recipe.made(trained, config)
@@ -101,9 +102,10 @@ class Alone:
         set_training(self.network, True, self._staying)
         self._optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            with autocast(self._device, self._recipe.precision), taken_from_the_batch(self._without_statistics):
+            new = untouched(self.network, self._without_statistics)
+            with autocast(self._device, self._recipe.precision), taken_from_the_batch(new):
                 value = loss(self.network, batch, self._config)
-            self._without_statistics = []
+            self._without_statistics = self._without_statistics if new else ()
             self._scaler.scale(checked_loss(value) / len(batches)).backward()
         if self._recipe.gradient_clip is not None:
             self._scaler.unscale_(self._optimizer)
@@ -133,6 +135,7 @@ class Stack:
         recipe: How each is trained.
         device: Where.
         total: Steps of the training, if they are known.
+        held: As in `Alone`.
 
     Raises:
         NetworkError: From `step` and `run`, if vmap cannot serve the network or the function, or networks would need
@@ -147,6 +150,8 @@ class Stack:
         recipe: Recipe,
         device: torch.device,
         total: int | None,
+        *,
+        held: Held,
     ) -> None:
         """See the class."""
         self.network = copy.deepcopy(starts[0]).to(device)
@@ -158,7 +163,7 @@ class Stack:
         self._configs = decoded(space, configs, self.network, device)
         self._staying = always_evaluating(self.network)
         self._kernel = Kernel(self.network, names, _given, mapping="vmap")
-        self._held = _Held.by(self.network)
+        self._held = held
         self._device, self._precision = device, recipe.precision
         self._steps = 0
         self._descent = Descent(recipe, list(self._weights.values()), configs, total)
@@ -275,20 +280,32 @@ def like(primary: nn.Module, network: nn.Module) -> nn.Module:
     Raises:
         OptionError: If the parameters of the two differ.
     """
-    shapes, expected = ({n: tuple(p.shape) for n, p in each.named_parameters()} for each in (network, primary))
-    if shapes != expected:
-        name = next(n for n in {**expected, **shapes} if shapes.get(n) != expected.get(n))
+    found, expected = _parts(network), _parts(primary)
+    if found != expected:
+        name = next(n for n in {**expected, **found} if found.get(n) != expected.get(n))
         raise OptionError(
-            "A training starts from a network with the parameters of the primary network, but"
-            f" {name!r} is {shapes.get(name)} instead of {expected.get(name)}."
+            "A training starts from a network with the parameters, buffers and modules of the primary network, but"
+            f" {name!r} is {found.get(name)} instead of {expected.get(name)}."
         )
     made = copy.deepcopy(primary)
-    state = _state(network, _Held.by(primary))
-    restore(made, state.tensors, state.numbers)
+    state = _state(network, Held.by(primary))
+    restore(made, {name: tensor.cpu().clone() for name, tensor in state.tensors.items()}, state.numbers)
     return made
 
 
-def _state(network: nn.Module, held: _Held) -> State:
+def state_of(network: nn.Module) -> dict[str, Tensor | float | None]:
+    """All that makes a network what it is, beside its code: tensors and numbers, by name."""
+    return {**dict(named_tensors(network)), **assigned(network), **_numbers(network)}
+
+
+def _parts(network: nn.Module) -> dict[str, Any]:
+    """What networks of one architecture have in common, by name: shapes of parameters, and other parts."""
+    parts: dict[str, Any] = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    parts |= dict.fromkeys((name for name, _ in network.named_buffers()), "a buffer")
+    return parts | dict.fromkeys((name for name, _ in network.named_modules() if name), "a module")
+
+
+def _state(network: nn.Module, held: Held) -> State:
     """Of a network, given what its modules held at the start: what they have made since is a cache, and left out."""
     tensors = {name: tensor.detach() for name, tensor in named_tensors(network)}
     others = {name: tensor for name, tensor in assigned(network).items() if name in held.tensors}
@@ -300,14 +317,15 @@ def _state(network: nn.Module, held: _Held) -> State:
     return State(tensors, numbers, tuple(n for n, p in network.named_parameters() if p.requires_grad))
 
 
-class _Held(NamedTuple):
-    """What modules hold beside their parameters: names of tensors, and numbers by name."""
+class Held(NamedTuple):
+    """What the modules of a network hold beside their parameters: names of tensors, and numbers by name."""
 
     tensors: frozenset[str]
     numbers: dict[str, float]
 
     @classmethod
-    def by(cls, network: nn.Module) -> _Held:
+    def by(cls, network: nn.Module) -> Held:
+        """What those of a network hold."""
         return cls(frozenset(assigned(network)), _numbers(network))
 
 

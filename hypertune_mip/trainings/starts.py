@@ -16,7 +16,7 @@ from hypertune_mip.errors import HypertuneWarning, OptionError
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.space import Value
 from hypertune_mip.trainings.initialization import reinitialized, strangers_to_reset
-from hypertune_mip.trainings.networks import named_tensors
+from hypertune_mip.trainings.networks import named_tensors, state_of
 
 Initialize = Literal["auto", "reset", "given"] | Callable[[], nn.Module]
 State = Mapping[str, Tensor]
@@ -27,6 +27,10 @@ class Starts(Protocol):
 
     def network(self, config: Mapping[str, Value], seed: int) -> nn.Module:
         """One, to be copied: its layers may still be bound to hyperparameters."""
+
+    @property
+    def without_statistics(self) -> tuple[str, ...]:
+        """Names of modules whose running statistics are not those of the weights that are made."""
 
     def description(self) -> dict[str, Any]:
         """What stored trainings must have started from to count, in plain values."""
@@ -56,6 +60,11 @@ class FromScratch:
         self._initialize = initialize
         self._strangers: list[str] | None = None
         self._digest: str | None = None
+
+    @property
+    def without_statistics(self) -> tuple[str, ...]:
+        """None: fresh weights begin as a user would train them."""
+        return ()
 
     @property
     def kind(self) -> str:
@@ -114,6 +123,11 @@ class FromHypernetwork:
         self._state = state
         self._then: HyperNetwork | None = hypernet if state is None else None
 
+    @property
+    def without_statistics(self) -> tuple[str, ...]:
+        """See `Starts`."""
+        return self._hypernet.batch_norms
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the second hypernetwork, which is made anew."""
         return {**self.__dict__, "_then": self._hypernet if self._state is None else None}
@@ -158,7 +172,8 @@ class FromNetwork:
     def __init__(self, network: nn.Module) -> None:
         """See the class."""
         self._network = network
-        self.digest = digest(named_tensors(network))
+        self.without_statistics = ()
+        self.digest = digest(state_of(network).items())
 
     def network(self, config: Mapping[str, Value], seed: int) -> nn.Module:
         """See `Starts`; neither makes a difference."""
@@ -174,10 +189,13 @@ class FromNetwork:
 
 
 def digest(tensors: Iterable[tuple[str, Any]]) -> str:
-    """A short name for the contents of tensors, and for theirs."""
+    """A short name for tensors and numbers, and for their names."""
     found = hashlib.sha256()
     for name, value in tensors:
         found.update(name.encode())
-        if isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
+            found.update(repr(value).encode())
+        else:
+            found.update(f"{value.dtype} {tuple(value.shape)}".encode())
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]

@@ -34,12 +34,13 @@ def collect_statistics(
     momenta = [layer.momentum for layer in layers]
     count = 0
     for layer in layers:
-        layer.momentum = None  # a plain average over batches
         layer.reset_running_stats()
         layer.train()
     try:
         for batch in batches:
             count += 1
+            for layer in layers:
+                layer.momentum = 1 / count  # a plain average over batches, also in layers that do not count them
             with gradients(True):  # a loss may go backward itself
                 run(batch)
     finally:
@@ -63,10 +64,14 @@ def taken_from_the_batch(layers: Sequence[_NormBase]) -> Iterator[None]:
             layer.momentum = momentum
 
 
-def without_statistics(network: nn.Module, names: Sequence[str]) -> list[_NormBase]:
-    """Those of the modules that have seen no batch yet, but for such as average plainly from the first one on."""
-    layers = [_layer(network, name) for name in names]
-    return [layer for layer in layers if layer.momentum is not None and not int(layer.num_batches_tracked or 0)]
+def untouched(network: nn.Module, names: Iterable[str]) -> list[_NormBase]:
+    """Those of the modules whose running statistics are still the ones that layers are made with."""
+    return [layer for layer in (_layer(network, name) for name in names) if _is_new(layer)]
+
+
+def _is_new(layer: _NormBase) -> bool:
+    mean, variance = layer.running_mean, layer.running_var
+    return mean is not None and variance is not None and bool((mean == 0).all() and (variance == 1).all())
 
 
 def _layer(network: nn.Module, name: str) -> _NormBase:

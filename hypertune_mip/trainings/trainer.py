@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Store, Togethe
 from hypertune_mip.trainings.workshop import Workshop
 
 BranchPoint = Literal["early", "end"]
+_COUNTER = itertools.count()  # of networks that branches start from
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -269,7 +271,10 @@ class Trainer:
         """
         runs = self._branch_runs(configs, share, start, seed)
         own = [run.config for run in runs]
-        finished = self._finished(runs, keep=True, progress=progress)
+        try:
+            finished = self._finished(runs, keep=True, progress=progress)
+        finally:
+            self._drop_network(start, runs)
         return Branches(
             configs=tuple(own),
             metrics={n: np.array([f.metrics[n] for f in finished]) for n in (finished[0].metrics if finished else ())},
@@ -303,10 +308,18 @@ class Trainer:
             HypertuneWarning: If the branch diverges.
         """
         self.space.unit_of(config)  # of one config
-        (run,) = self._branch_runs([config], share, start, seed)
-        return self._epochs(run)
+        runs = self._branch_runs([config], share, start, seed)
+
+        def epochs() -> Iterator[tuple[int, dict[str, float]]]:
+            try:
+                yield from self._epochs(runs[0])
+            finally:
+                self._drop_network(start, runs)
+
+        return epochs()
 
     def _epochs(self, run: Run) -> Iterator[tuple[int, dict[str, float]]]:
+        self._warn_of_two_decays(run, stacklevel=4)
         about = self._workshop.about(run)
         name = name_of(about)
         if self._is_known(name, run, keep=True):
@@ -329,9 +342,14 @@ class Trainer:
         name = self._network_as_start(start) if isinstance(start, nn.Module) else self._branch_point(start)
         seed = seed_number(seed, error=OptionError)
         runs = [Run(config, seed, True, name, share) for config in self._own(configs)]
-        if runs:
-            self._warn_of_two_decays(runs[0])
+        if not runs:
+            self._drop_network(start, [Run({}, seed, True, name, share)])
         return runs
+
+    def _drop_network(self, start: BranchPoint | nn.Module | None, runs: Sequence[Run]) -> None:
+        """Let go of a network that runs have started from."""
+        if isinstance(start, nn.Module) and runs:
+            self._workshop.drop_start(runs[0].start)
 
     def following(self, recipe: Recipe) -> Trainer:
         """A trainer by another recipe, with the same folder and all else.
@@ -384,10 +402,11 @@ class Trainer:
         """
         return self._workshop.measure(network)
 
-    def collect_statistics(self, network: nn.Module, config: Config) -> None:
+    def collect_statistics(self, network: nn.Module, config: Config) -> float:
         """Give batch norms the running statistics of a network's own weights, in place; others are left alone.
 
-        An average of networks needs that: the mean of their statistics is not that of the averaged weights.
+        An average of networks needs that: the mean of their statistics is not that of the averaged weights. Returns the
+        cost in trainings, of whose steps a forward pass is a third.
 
         Args:
             network: Plain, on the device where trainings run.
@@ -395,7 +414,7 @@ class Trainer:
         """
         self.space.unit_of(config)
         (own,) = self._own([config])
-        self._workshop.collect_statistics(network, own)
+        return self._workshop.collect_statistics(network, own)
 
     def standard_errors(self, network: nn.Module) -> dict[str, float]:
         """Of a network's metrics, by name: how far they would be off on other validation data of the same size.
@@ -438,7 +457,7 @@ class Trainer:
     def _finished(self, runs: list[Run], *, keep: bool, progress: bool) -> list[Finished]:
         """What came out of each, of those that were finished before as well."""
         if runs:
-            self._warn_of_two_decays(runs[0])
+            self._warn_of_two_decays(runs[0], stacklevel=4)
         abouts = [self._workshop.about(run) for run in runs]
         names = [name_of(about) for about in abouts]
         once = dict(zip(names, zip(runs, abouts, strict=True), strict=True))
@@ -462,13 +481,14 @@ class Trainer:
         found = [self._store.find(name) for name in names]
         return [one for one in found if one is not None]
 
-    def _warn_of_two_decays(self, run: Run) -> None:
+    def _warn_of_two_decays(self, run: Run, *, stacklevel: int) -> None:
         """Warn once where the loss of a task penalises weights that the recipe's optimiser decays as well."""
         penalized = isinstance(self.loss, (ClassificationLoss, RegressionLoss)) and "weight_decay" in run.config
         if self._told_of_decay or not penalized:
             return
         self._told_of_decay = True
-        decays = {float(group.get("weight_decay", 0.0)) for group in self._workshop.groups(run)} - {0.0}
+        values = [group.get("weight_decay") for group in self._workshop.groups(run)]
+        decays = {float(value) for value in values if isinstance(value, (int, float)) and value}
         if decays:
             shown = ", ".join(f"{decay:g}" for decay in sorted(decays))
             warnings.warn(
@@ -476,7 +496,7 @@ class Trainer:
                 f" optimiser, by {shown} at the first config. Pass `weight_decay=0` to the optimiser, or train"
                 " by a loss without the penalty (`surrogate.replace(loss=...)`).",
                 HypertuneWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
     def _divided(self, runs: list[Run]) -> Iterator[Together]:
@@ -510,8 +530,8 @@ class Trainer:
     def _network_as_start(self, network: nn.Module) -> str:
         """The name of a given network among the starts."""
         start = FromNetwork(like(self._workshop.primary, network))
-        name = f"network {start.digest}"
-        self._workshop.starts[name] = start
+        name = f"network {start.digest} {next(_COUNTER)}"
+        self._workshop.add_start(name, start)
         return name
 
     def _branch_point(self, start: BranchPoint | None) -> BranchPoint:

@@ -30,6 +30,7 @@ from hypertune_mip.training.options import total_steps
 from hypertune_mip.training.randomness import SEED_STRIDE, forked_random_state, set_seed
 from hypertune_mip.trainings.networks import (
     Alone,
+    Held,
     Networks,
     RunFunction,
     Stack,
@@ -46,7 +47,7 @@ from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Together, name
 from hypertune_mip.trees import tensors_of
 
 _TIMED = 24  # steps
-_COLLECTED = 64  # batches that running statistics are averaged over
+_COLLECTED = 16  # batches that running statistics are averaged over
 _NEAR = 1e-4  # of a metric, by rounding
 _one_at_a_time = threading.RLock()  # in a process, whose random state is one for all threads
 
@@ -103,8 +104,20 @@ class Workshop:
         self._described: dict[str, Any] = {}
         self._schedules: dict[str, Any] = {}
         self._architecture = _architecture(network)
+        self._held = Held.by(network)
         self._data_digest = ""
         self._trusted = False  # that metrics are what they were, by one that was measured again
+
+    def add_start(self, name: str, start: Starts) -> None:
+        """One more start; copies that were made before do not have it."""
+        with _one_at_a_time:
+            self.starts = {**self.starts, name: start}
+            self._described[name] = start.description()
+
+    def drop_start(self, name: str) -> None:
+        """Forget the networks of a start, but not what trainings from there are called."""
+        with _one_at_a_time:
+            self.starts = {known: start for known, start in self.starts.items() if known != name}
 
     def on(self, device: str | torch.device) -> Workshop:
         """A copy that trains on another device."""
@@ -190,10 +203,11 @@ class Workshop:
         """Metrics of a finished network, by name."""
         return {name: column[0] for name, column in self._measured(in_front(network)).items()}
 
-    def collect_statistics(self, network: nn.Module, config: Mapping[str, Value]) -> None:
+    def collect_statistics(self, network: nn.Module, config: Mapping[str, Value]) -> float:
         """Give layers with running statistics those of a finished network's own weights, in place.
 
-        They are averaged over an epoch of the training data, or its first batches where these are many.
+        They are averaged over an epoch of the training data, or its first batches where these are many. Returns the
+        cost in trainings, of whose steps a forward pass is a third.
 
         Args:
             network: Plain; on the device where trainings run.
@@ -201,13 +215,14 @@ class Workshop:
         """
         names = keeps_statistics(network, always_evaluating(self.primary))
         if not names:
-            return
+            return 0.0
         columns = decoded(self.space, [config], network, self.device)
         values = ActiveConfig({name: column[0] for name, column in columns.items()})
         with _one_at_a_time, forked_random_state(self.device):
             batches = (batch for group in self._epoch(0, 0, None) for batch in group)
             few = islice(batches, _COLLECTED)
-            collect_statistics(network, names, few, lambda batch: self.loss(network, batch, values))
+            count = collect_statistics(network, names, few, lambda batch: self.loss(network, batch, values))
+        return 0.0 if self.steps is None else count / (3 * self.recipe.accumulate * self.steps)
 
     def measured_anew(self, network: nn.Module, finished: Finished) -> Finished:
         """What came out of a training if its network is measured now: the same, if it was measured on the same data."""
@@ -284,7 +299,7 @@ class Workshop:
             del start
         else:
             starts = self._networks_to_start(together)
-            networks = Stack(starts, configs, self.space, self.recipe, self.device, total)
+            networks = Stack(starts, configs, self.space, self.recipe, self.device, total, held=self._held)
             del starts
         with forked_random_state(self.device), gradients(True):
             begin = time.perf_counter()
@@ -299,8 +314,16 @@ class Workshop:
         return [self._finished(networks, metrics, index, run) for index, run in enumerate(together)]
 
     def _alone(self, start: nn.Module, run: Run, total: int | None) -> Alone:
-        fresh = run.start == SCRATCH
-        return Alone(start, run.config, self.space, self.recipe, self.device, total, fresh=fresh)
+        return Alone(
+            start,
+            run.config,
+            self.space,
+            self.recipe,
+            self.device,
+            total,
+            held=self._held,
+            without_statistics=self.starts[run.start].without_statistics,
+        )
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

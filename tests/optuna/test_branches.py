@@ -84,6 +84,23 @@ def test_the_recipe_is_searched_along() -> None:
     assert len(rates) == 4
 
 
+def test_a_task_and_a_decay_of_the_recipe_that_is_searched_along() -> None:
+    data = [(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2)]
+    own = ht.fit(
+        torch.nn.Linear(3, 2), ht.Classification(), data, val_loader=data, epochs=8, progress=False,
+        space=ht.SearchSpace({"weight_decay": FloatDistribution(1e-4, 1.0, log=True)}),
+    )  # fmt: skip
+    objective = BranchObjective(
+        own,
+        "loss",
+        recipe=ht.Recipe(epochs=8, optimizer=lambda p, c: torch.optim.AdamW(p, lr=0.01, weight_decay=c["decay"])),
+        recipe_space={"decay": FloatDistribution(1e-3, 1e-2)},
+    )
+    with pytest.warns(ht.HypertuneWarning, match="Weights decay twice"):
+        study = studied(objective, trials=2)
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+
+
 def test_a_folder_serves_another_study_at_once(tmp_path: Path) -> None:
     first = studied(BranchObjective(surrogate(), "error", folder=tmp_path))
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -103,7 +120,10 @@ def test_a_branch_that_diverges_fails_its_trial() -> None:
 def test_large_values_may_be_the_better_ones() -> None:
     own = problem.fit(epochs=2, directions={"size": "maximize"}, **problem.validation())
     study = studied(BranchObjective(own, "size", share=0.5), trials=2, direction="maximize")
-    assert study.best_value == max(trial.value for trial in study.trials)
+    for trial in study.trials:
+        branch = own.trainer().branch([trial.params], share=0.5, progress=False)
+        assert trial.value == branch.metrics["size"][0]
+    assert study.best_trial.value == max(trial.value for trial in study.trials)
     with pytest.raises(ht.SpaceError, match="wants to minimize 'size', but the surrogate was told to maximize it"):
         studied(BranchObjective(own, "size"), trials=1)
 
