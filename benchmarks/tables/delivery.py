@@ -82,6 +82,7 @@ def _table(cases: list[str], rivals: tuple[str, ...]) -> str:
     document, found = results.read("delivery"), regrets()
     rows = group(document["rows"], "case", "method")
     lines = []
+    cases = [case for case in cases if case in found]
     for case in cases:
         own = found[case]
         cells = [f"{100 * median(own[method]):.1f} ({_cost(rows[case, method]):.1f})" for method in NAMES]
@@ -89,7 +90,7 @@ def _table(cases: list[str], rivals: tuple[str, ...]) -> str:
     header = ["task", *NAMES.values(), *(f"{RIVALS[r.split()[0]]} after {r.split()[1]}" for r in rivals)]
     seeds = sorted({len(found[case]["deliver"]) for case in cases})
     note = (
-        f"\n\nRegret in percent, median of {' or '.join(map(str, seeds))} seeds; in brackets the cost in trainings,"
+        f"\n\nRegret in percent, median of {' or '.join(map(str, seeds))} seed(s); in brackets the cost in trainings,"
         " that of `fit` by the clock."
     )
     return table(header, lines) + note + environment(document)
