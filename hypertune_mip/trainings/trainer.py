@@ -5,13 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from operator import getitem
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +16,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hypertune_mip.arguments import plain, real_number, seed_number
-from hypertune_mip.errors import DataError, HypertuneWarning, OptionError
+from hypertune_mip.errors import DataError, OptionError
 from hypertune_mip.evaluation import Metric, standard_error
 from hypertune_mip.execution import Mode
 from hypertune_mip.space import Config, SearchSpace, Value
-from hypertune_mip.tasks import ClassificationLoss, RegressionLoss
 from hypertune_mip.training import Loss
 from hypertune_mip.training.options import at_least
+from hypertune_mip.trainings.branches import Branches, BranchPoint
+from hypertune_mip.trainings.decay import warn_of_two_decays
 from hypertune_mip.trainings.executor import Executor, InThisProcess
 from hypertune_mip.trainings.networks import like
 from hypertune_mip.trainings.recipe import Recipe
@@ -34,45 +31,7 @@ from hypertune_mip.trainings.starts import FromNetwork, FromScratch, Initialize,
 from hypertune_mip.trainings.store import SCRATCH, Finished, Run, Store, Together, name_of
 from hypertune_mip.trainings.workshop import Workshop
 
-BranchPoint = Literal["early", "end"]
 _COUNTER = itertools.count()  # of networks that branches start from
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Branches:
-    """Short trainings that started from a hypernetwork's weights.
-
-    Args:
-        configs: Native values, S of them.
-        metrics: By name, on the validation data, (S,); NaN where a training diverged.
-        cost: Of all, in trainings with the whole recipe.
-        share: Of the recipe that each took, in whole steps.
-        start: The branch point, or "network" where a network was given.
-        make: Makes the plain network of one of them, by its index.
-    """
-
-    configs: tuple[dict[str, Value], ...]
-    metrics: Mapping[str, Float[np.ndarray, "S"]]
-    cost: float
-    share: float
-    start: BranchPoint | Literal["network"]
-    make: Callable[[int], nn.Module]
-
-    @cached_property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """Plain, in evaluation mode, S of them; they are made on first use."""
-        return tuple(self.make(index) for index in range(len(self.configs)))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """With the networks themselves, in place of the trainer that makes them."""
-        return {**self.__dict__, "make": partial(getitem, self.networks)}
-
-    def __repr__(self) -> str:
-        """How many, from where, and what they cost."""
-        return (
-            f"Branches({len(self.configs)} configs, metrics={list(self.metrics)}, share={self.share:g},"
-            f" start={self.start!r}, cost={self.cost:.3g})"
-        )
 
 
 class Trainer:
@@ -319,7 +278,7 @@ class Trainer:
         return epochs()
 
     def _epochs(self, run: Run) -> Iterator[tuple[int, dict[str, float]]]:
-        self._warn_of_two_decays(run, stacklevel=4)
+        self._warn_of_two_decays(run)
         about = self._workshop.about(run)
         name = name_of(about)
         if self._is_known(name, run, keep=True):
@@ -457,7 +416,7 @@ class Trainer:
     def _finished(self, runs: list[Run], *, keep: bool, progress: bool) -> list[Finished]:
         """What came out of each, of those that were finished before as well."""
         if runs:
-            self._warn_of_two_decays(runs[0], stacklevel=4)
+            self._warn_of_two_decays(runs[0])
         abouts = [self._workshop.about(run) for run in runs]
         names = [name_of(about) for about in abouts]
         once = dict(zip(names, zip(runs, abouts, strict=True), strict=True))
@@ -481,23 +440,11 @@ class Trainer:
         found = [self._store.find(name) for name in names]
         return [one for one in found if one is not None]
 
-    def _warn_of_two_decays(self, run: Run, *, stacklevel: int) -> None:
-        """Warn once where the loss of a task penalises weights that the recipe's optimiser decays as well."""
-        penalized = isinstance(self.loss, (ClassificationLoss, RegressionLoss)) and "weight_decay" in run.config
-        if self._told_of_decay or not penalized:
-            return
-        self._told_of_decay = True
-        values = [group.get("weight_decay") for group in self._workshop.groups(run)]
-        decays = {float(value) for value in values if isinstance(value, (int, float)) and value}
-        if decays:
-            shown = ", ".join(f"{decay:g}" for decay in sorted(decays))
-            warnings.warn(
-                "Weights decay twice: by 'weight_decay', which the task's loss penalises, and by the recipe's"
-                f" optimiser, by {shown} at the first config. Pass `weight_decay=0` to the optimiser, or train"
-                " by a loss without the penalty (`surrogate.replace(loss=...)`).",
-                HypertuneWarning,
-                stacklevel=stacklevel,
-            )
+    def _warn_of_two_decays(self, run: Run) -> None:
+        """Once, of what `warn_of_two_decays` is about."""
+        if not self._told_of_decay:
+            groups = self._workshop.groups
+            self._told_of_decay = warn_of_two_decays(self.loss, run.config, lambda: groups(run), stacklevel=5)
 
     def _divided(self, runs: list[Run]) -> Iterator[Together]:
         """Runs that may be stacked, as few parts as possible but as many as the executor would like.
