@@ -85,7 +85,8 @@ def test_the_recipe_is_searched_along() -> None:
 
 
 def test_a_task_and_a_decay_of_the_recipe_that_is_searched_along() -> None:
-    data = [(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2)]
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    data = [(x, (x.sum(1) > 0).long())] * 50
     own = ht.fit(
         torch.nn.Linear(3, 2), ht.Classification(), data, val_loader=data, epochs=8, progress=False,
         space=ht.SearchSpace({"weight_decay": FloatDistribution(1e-4, 1.0, log=True)}),
