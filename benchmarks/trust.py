@@ -1,9 +1,11 @@
-"""Trust: rank correlation against its noise ceiling, before and after calibration by six real trainings; controls.
+"""Trust: rank correlation against its noise ceiling, before and after calibration by a few real trainings; controls.
 
-The rival is a Gaussian process on as many real trainings as the calibrated surrogate costs, the hypernetwork included.
+Calibration learns from short branches, which start from the hypernetwork's weights, from whole trainings, or from both.
+The rivals are Gaussian processes for the same cost, the hypernetwork included: on whole trainings, and on four times as
+many of a quarter of the epochs, from scratch.
 
-What was trained is kept task by task in `trust_runs.json` and not trained again: delete that file where the surrogate
-has changed. Figures follow from it in seconds, so that ways to calibrate can be compared.
+What was trained is kept in `trust_runs.json` and not trained again: delete that file where the surrogate has changed.
+Figures follow from it in minutes, so that ways to calibrate can be compared.
 """
 
 from __future__ import annotations
@@ -25,47 +27,60 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 from tqdm import tqdm
 
+import hypertune_mip as ht
 from benchmarks import results, tasks, trust_tasks
+from hypertune_mip.surrogate.trust import settings_to_verify
 from hypertune_mip.verification import statistics
-from hypertune_mip.verification.calibration import Calibration
+from hypertune_mip.verification.calibration import Calibrated, Calibration, Chain, Shift
 
-SETTINGS = 32  # of the truth that judges, none of them used for calibration
-CALIBRATION = 6
+SETTINGS = 32  # of the truth that judges, none of them learned from
+LEARNED = 16  # settings at most that a surrogate learns from, by branches or truths
+SHARES = (0.1, 0.125, 0.25, 0.5)  # of branches
+SHORT = 0.25  # share of the recipe of the rival's short trainings from scratch
 COST = 4  # trainings that `fit` counts as; the median of `cost` is 4.1
+SPENT = 2  # trainings, beside those of `fit`
 JUDGE = 4321  # seed of the settings that judge
 RIVAL = 1000  # added to the seed of the rival's settings
 SEEDS = 5
+_KINDS = ("truths", "surrogates", "controls")
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
     runs = _runs(smoke)
-    document: dict[str, Any] = {"settings": SETTINGS, "calibration": CALIBRATION, "cost_of_fit": COST}
+    document: dict[str, Any] = {"settings": SETTINGS, "cost_of_fit": COST, "spent": SPENT}
+    pairs = [(truth, one) for truth in runs["truths"] for one in runs["surrogates"] if one["task"] == truth["task"]]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        parts = pool.map(_quietly, [rows] * len(runs["tasks"]), runs["tasks"])
-        document["rows"] = [row for part in tqdm(parts, total=len(runs["tasks"]), desc="calibrations") for row in part]
-    document["fronts"] = [row for one in runs["tasks"] for row in _fronts(one)]
+        parts = [pool.submit(_quietly, rows, *pair) for pair in pairs]
+        document["rows"] = [row for part in tqdm(parts, desc="calibrations") for row in part.result()]
+    document["fronts"] = [row for truth, one in pairs for row in _fronts(truth, one)]
     document["controls"] = runs["controls"]
     return results.write("trust", document, smoke=smoke)
 
 
 def _runs(smoke: bool) -> dict[str, Any]:
-    """All that is trained, by task and control; what an earlier run has kept is not trained again."""
-    stated = {"settings": SETTINGS, "calibration": CALIBRATION, "cost_of_fit": COST, "seeds": SEEDS}
-    runs: dict[str, Any] = {**stated, "tasks": [], "controls": []}
+    """All that is trained, by task, seed and control; what an earlier run has kept is not trained again."""
+    stated = {"settings": SETTINGS, "learned": LEARNED, "shares": list(SHARES), "short": SHORT, "cost_of_fit": COST}
+    runs: dict[str, Any] = {**stated, "truths": [], "surrogates": [], "controls": []}
     runs |= results.kept("trust_runs", stated, smoke=smoke)
     names = [make.__name__ for make in (trust_tasks.TASKS[-1:] if smoke else trust_tasks.TASKS)]
-    done = {one["task"] for one in runs["tasks"]} | {one["case"] for one in runs["controls"]}
-    jobs: list[tuple[Callable[[str, bool], Any], str]] = [(_task, name) for name in names if name not in done]
-    jobs += [(_control, name) for name in CONTROLS if name not in done]
+    done = {_key(kind, one) for kind in _KINDS for one in runs[kind]}
+    jobs: list[tuple[Callable[..., dict[str, Any]], str, tuple[Any, ...]]] = [(_truth, "truths", (n,)) for n in names]
+    for seed in range(1 if smoke else SEEDS):
+        jobs += [(_surrogate, "surrogates", (name, seed)) for name in names]
+        jobs += [(_control, "controls", (case, seed)) for case in CONTROLS]
+    jobs = [(work, kind, key) for work, kind, key in jobs if (kind, *key) not in done]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        parts = [pool.submit(_quietly, *job, smoke) for job in jobs]
+        parts = {pool.submit(_quietly, work, *key, smoke): kind for work, kind, key in jobs}
         for part in tqdm(as_completed(parts), total=len(parts), desc="trust"):
-            key, value = part.result()
-            runs[key] += value
-            runs["tasks"].sort(key=lambda one: names.index(one["task"]))
-            runs["controls"].sort(key=lambda one: list(CONTROLS).index(one["case"]))
+            kind = parts[part]
+            order = list(CONTROLS) if kind == "controls" else names
+            runs[kind] = sorted([*runs[kind], part.result()], key=lambda one: (order.index(one["task"]), one["seed"]))
             results.write("trust_runs", runs, smoke=smoke)
     return results.read("trust_runs", smoke=smoke)
+
+
+def _key(kind: str, one: dict[str, Any]) -> tuple[Any, ...]:
+    return (kind, one["task"]) if kind == "truths" else (kind, one["task"], one["seed"])
 
 
 def _quietly(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -74,67 +89,121 @@ def _quietly(work: Callable[..., Any], *arguments: Any) -> Any:
     return work(*arguments)
 
 
-def _task(name: str, smoke: bool) -> tuple[str, list[dict[str, Any]]]:
-    """What is trained for one task: the truth that judges, and by seed a surrogate, its report, the rival's runs."""
+def _made(name: str, smoke: bool) -> tuple[tasks.Task, Tensor]:
+    """A task, and the settings that judge."""
     task: tasks.Task = getattr(trust_tasks, name)()
     task = tasks.shortened(task) if smoke else task
-    units = task.space.sample(4 if smoke else SETTINGS, seed=JUDGE)
-    seeds, true = [], {}
-    for seed in range(1 if smoke else SEEDS):
-        surrogate = tasks.fitted(task, seed)
-        real = surrogate.trainer(tasks.recipe(task))
-        if seed == 0:
-            true = real.train(task.space.from_unit(units), seeds=2, progress=False)
-        report = surrogate.verify("loss", settings=CALIBRATION, best=1, trainer=real, seed=seed, progress=False)
-        rival = task.space.sample(CALIBRATION + COST, seed=RIVAL + seed)
-        known = real.train(task.space.from_unit(rival), progress=False)
-        seeds.append(
-            {
-                "seed": seed,
-                "predicted": surrogate.evaluate_units(units),
-                "verified": {
-                    "units": task.space.to_unit(report.configs).numpy(),
-                    "predicted": dict(report.predicted),
-                    "true": {metric: runs[:, 0] for metric, runs in report.true.items()},
-                },
-                "rival": {"units": rival.numpy(), "true": {metric: runs[:, 0] for metric, runs in known.items()}},
-                "trusted": report.trusted(),
-            }
-        )
-    return "tasks", [{"task": name, "front": task.front, "units": units.numpy(), "true": true, "seeds": seeds}]
+    return task, task.space.sample(4 if smoke else SETTINGS, seed=JUDGE)
 
 
-def rows(one: dict[str, Any], calibration: Callable[..., Calibration] = Calibration) -> list[dict[str, Any]]:
-    """A row by metric and seed of one task, from what was trained for it."""
-    units = torch.tensor(one["units"], dtype=torch.float64)
+def _truth(name: str, smoke: bool) -> dict[str, Any]:
+    """The truth that judges, with two seeds."""
+    task, units = _made(name, smoke)
+    true = tasks.trainer(task).train(task.space.from_unit(units), seeds=2, progress=False)
+    return {"task": name, "seed": 0, "front": task.front, "units": units.numpy(), "true": true}
+
+
+def _surrogate(name: str, seed: int, smoke: bool) -> dict[str, Any]:
+    """What one surrogate says, and what real trainings of each kind give that it, or a rival, may learn from."""
+    task, units = _made(name, smoke)
+    surrogate = tasks.fitted(task, seed)
+    real = surrogate.trainer(tasks.recipe(task))
+    learned, _ = settings_to_verify(surrogate._measure, "loss", 4 if smoke else LEARNED, best=1, seed=seed)
+    truths = real.train(learned, seeds=[RIVAL + seed], progress=False)
+    branches = {share: real.branch(learned, share=share, seed=seed, progress=False) for share in SHARES}
+    short = ht.Recipe(epochs=max(1, round(SHORT * task.epochs)), optimizer=tasks.recipe(task).optimizer)
+    spread = task.space.sample(4 if smoke else round((COST + SPENT) / SHORT), seed=RIVAL + seed)
+    fresh = real.following(short).train(task.space.from_unit(spread), seeds=[RIVAL + seed], progress=False)
+    return {
+        "task": name,
+        "seed": seed,
+        "predicted": surrogate.evaluate_units(units),
+        "learned": {
+            "units": task.space.to_unit(learned).numpy(),
+            "predicted": surrogate.evaluate_batch(learned),
+            "true": {metric: runs[:, 0] for metric, runs in truths.items()},
+            "branches": {str(share): {"cost": one.cost, **one.metrics} for share, one in branches.items()},
+        },
+        "short": {"units": spread.numpy(), "true": {metric: runs[:, 0] for metric, runs in fresh.items()}},
+    }
+
+
+def rows(truth: dict[str, Any], one: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row by metric and way to foresee the truth, from what was trained for one surrogate."""
+    units = _doubles(truth["units"])
     found = []
-    for part in one["seeds"]:
-        verified, rival = part["verified"], part["rival"]
-        for metric, runs in ((metric, np.array(runs)) for metric, runs in one["true"].items()):
-            mean, before = runs.mean(1), np.array(part["predicted"][metric])
-            known = (_doubles(verified[key]) for key in ("units", "predicted", "true"))
-            columns = (values[metric] if isinstance(values, dict) else values for values in known)
-            after = calibration(*columns)(units, torch.from_numpy(before))
-            process = _process(_doubles(rival["units"]), _doubles(rival["true"])[metric], units)
-            low, high = after.low.numpy(), after.high.numpy()
-            found.append(
-                {
-                    "task": one["task"],
-                    "metric": metric,
-                    "seed": part["seed"],
-                    "ceiling": statistics.ceiling(statistics.kendall, runs),
-                    "tau": statistics.kendall(before, mean),
-                    "calibrated": statistics.kendall(after.mean.numpy(), mean),
-                    "process": statistics.kendall(process, mean),
-                    "regret": statistics.regret(before, mean),
-                    "calibrated_regret": statistics.regret(after.mean.numpy(), mean),
-                    "process_regret": statistics.regret(process, mean),
-                    "coverage": float(np.mean([statistics.coverage(low, high, run) for run in runs.T])),
-                    "width": float(np.median(high - low) / np.ptp(mean)),
-                    "trusted": part["trusted"],
-                }
-            )
+    for metric, runs in ((metric, np.array(runs)) for metric, runs in truth["true"].items()):
+        mean = runs.mean(1)
+        about = {"task": one["task"], "metric": metric, "seed": one["seed"]}
+        about["ceiling"] = statistics.ceiling(statistics.kendall, runs)
+        for way, (cost, foresee) in WAYS.items():
+            foreseen = foresee(one, metric, units)
+            row = {**about, "way": way, "cost": cost}
+            center = np.asarray(foreseen.mean if isinstance(foreseen, Calibrated) else foreseen)
+            row |= {"tau": statistics.kendall(center, mean), "regret": statistics.regret(center, mean)}
+            if isinstance(foreseen, Calibrated):
+                low, high = foreseen.low.numpy(), foreseen.high.numpy()
+                row["coverage"] = float(np.mean([statistics.coverage(low, high, run) for run in runs.T]))
+                row["width"] = float(np.median(high - low) / np.ptp(mean))
+            found.append(row)
     return found
+
+
+def _surrogate_alone(one: dict[str, Any], metric: str, units: Tensor) -> Tensor:
+    return torch.as_tensor(_doubles(one["predicted"])[metric])
+
+
+def _by_trainings(one: dict[str, Any], metric: str, units: Tensor) -> Calibrated:
+    """As after `verify(settings=6, best=1)`."""
+    where, predicted, learned = _learned(one, metric, 6)
+    return Calibration(where, predicted, learned["true"])(units, _surrogate_alone(one, metric, units))
+
+
+def _by_branches(one: dict[str, Any], metric: str, units: Tensor) -> Calibrated:
+    """As after `verify(settings=16, best=1, share=0.125)`."""
+    where, predicted, learned = _learned(one, metric, LEARNED)
+    return Calibration(where, predicted, learned["0.125"])(units, _surrogate_alone(one, metric, units))
+
+
+def _by_both(one: dict[str, Any], metric: str, units: Tensor) -> Calibrated:
+    """As after `verify(settings=8, best=1, share=0.125)` and `verify(settings=1, best=0)`."""
+    where, predicted, learned = _learned(one, metric, 8)
+    branches = Calibration(where, predicted, learned["0.125"])
+    shift = Shift(branches(where[:1], predicted[:1]).mean, learned["true"][:1])
+    return Chain([branches, shift])(units, _surrogate_alone(one, metric, units))
+
+
+def _process_on_trainings(one: dict[str, Any], metric: str, units: Tensor) -> Tensor:
+    where, _, learned = _learned(one, metric, COST + SPENT)
+    return _process(where, learned["true"], units)
+
+
+def _process_on_short(one: dict[str, Any], metric: str, units: Tensor) -> Tensor:
+    return _process(_doubles(one["short"]["units"]), _doubles(one["short"]["true"])[metric], units)
+
+
+WAYS: dict[str, tuple[float, Callable[[dict[str, Any], str, Tensor], Tensor | Calibrated]]] = {
+    "surrogate": (COST, _surrogate_alone),
+    "16 branches": (COST + SPENT, _by_branches),
+    "8 branches, 1 training": (COST + SPENT, _by_both),
+    "6 trainings": (COST + 6, _by_trainings),
+    "GP, 6 trainings": (COST + SPENT, _process_on_trainings),
+    "GP, 24 short trainings": (COST + SPENT, _process_on_short),
+}
+
+
+def _learned(one: dict[str, Any], metric: str, count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Some of the settings that a surrogate learns from: spread ones, and its best, which comes last.
+
+    Returns:
+        Units, predictions, and values by kind of training: "true", or the share of a branch.
+    """
+    learned = one["learned"]
+    total = len(learned["units"])
+    kept = [*range(min(count, total) - 1), total - 1]
+    values = {"true": learned["true"][metric]} | {share: each[metric] for share, each in learned["branches"].items()}
+    columns = {name: _doubles(value)[kept] for name, value in values.items()}
+    return _doubles(learned["units"])[kept], _doubles(learned["predicted"])[metric][kept], columns
 
 
 def _doubles(values: Any) -> Any:
@@ -144,24 +213,23 @@ def _doubles(values: Any) -> Any:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _fronts(one: dict[str, Any]) -> list[dict[str, Any]]:
-    """By seed, hypervolumes where metrics pull in opposite directions."""
-    if not one["front"]:
+def _fronts(truth: dict[str, Any], one: dict[str, Any]) -> list[dict[str, Any]]:
+    """Hypervolumes, where metrics pull in opposite directions."""
+    if not truth["front"]:
         return []
-    true = {metric: np.array(runs) for metric, runs in one["true"].items()}
-    return [
-        {"task": one["task"], "seed": part["seed"], **_volumes(one["front"], part["predicted"], true)}
-        for part in one["seeds"]
-    ]
+    true = {metric: np.array(runs) for metric, runs in truth["true"].items()}
+    return [{"task": one["task"], "seed": one["seed"], **_volumes(truth["front"], one["predicted"], true)}]
 
 
-def _process(units: Tensor, true: Tensor, where: Tensor) -> np.ndarray:
+def _process(units: Tensor, true: Tensor, where: Tensor) -> Tensor:
     """What BoTorch's Gaussian process with its own priors foresees from real trainings alone."""
+    good = torch.isfinite(true)
+    units, true = units[good], true[good]
     scale, back = (torch.log, torch.exp) if float(true.min()) > 0 else (torch.clone, torch.clone)
     model = SingleTaskGP(units, scale(true).unsqueeze(-1))
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     with torch.no_grad():
-        foreseen: np.ndarray = back(model.posterior(where).mean.squeeze(-1)).numpy()
+        foreseen: Tensor = back(model.posterior(where).mean.squeeze(-1))
     return foreseen
 
 
@@ -195,25 +263,19 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {  # a task, and what breaks t
 }
 
 
-def _control(name: str, smoke: bool) -> tuple[str, list[dict[str, Any]]]:
+def _control(case: str, seed: int, smoke: bool) -> dict[str, Any]:
     """Whether a broken surrogate is found out, with what the report says; and the sound one is not."""
-    made, options = CONTROLS[name]
-    task = getattr(trust_tasks, made)()
-    task = tasks.shortened(task) if smoke else task
-    reports = []
-    for seed in range(1 if smoke else SEEDS):
-        surrogate = tasks.fitted(task, seed, **options)
-        real = surrogate.trainer(tasks.recipe(task))
-        report = surrogate.verify("loss", settings=8, trainer=real, seed=seed, progress=False)
-        reports.append(
-            {
-                "case": name,
-                "seed": seed,
-                "flagged": "idle" in report.ignored if name == "no effect" else bool(report.doubts()),
-                "doubts": report.doubts(),
-                "ignored": report.ignored,
-                "tau": report.tau.value,
-                "regret": report.regret,
-            }
-        )
-    return "controls", reports
+    made, options = CONTROLS[case]
+    task, _ = _made(made, smoke)
+    surrogate = tasks.fitted(task, seed, **options)
+    real = surrogate.trainer(tasks.recipe(task))
+    report = surrogate.verify("loss", settings=8, trainer=real, seed=seed, progress=False)
+    return {
+        "task": case,
+        "seed": seed,
+        "flagged": "idle" in report.ignored if case == "no effect" else bool(report.doubts()),
+        "doubts": report.doubts(),
+        "ignored": report.ignored,
+        "tau": report.tau.value,
+        "regret": report.regret,
+    }

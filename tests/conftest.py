@@ -1,4 +1,4 @@
-"""Shared set-up: shapes of annotations are checked while tests run, on one thread, each test with the same random numbers."""
+"""Shared set-up: shapes of annotations are checked, on one thread; each test starts with the same random numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SEED = int(os.environ.get("TEST_SEED", "0"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Seed what a test and its fixtures draw, so that no test depends on those before it, nor on how many workers run."""
+    """Seed what a test and its fixtures draw: no test depends on those before it, nor on how many workers run."""
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)

@@ -108,10 +108,11 @@ def test_figure_of_search(document: dict[str, Any]) -> None:
 
 
 def test_figure_of_trust() -> None:
-    row = {"task": "one", "metric": "loss", "ceiling": 0.8}
-    taus = [{**row, "tau": t, "calibrated": 2 * t, "process": 0.4} for t in (0.1, 0.2, 0.3)]
+    row = {"task": "one", "metric": "loss", "ceiling": 0.8, "way": "surrogate"}
+    taus = [{**row, "tau": t} for t in (0.1, 0.2, 0.3)] + [{**row, "way": "16 branches", "tau": 0.4}]
     others = [{**row, "metric": "error"}, {**row, "task": "noise", "ceiling": 0.1}]
-    assert figures.trust_data({"rows": taus + others}) == {"one": pytest.approx((0.25, 0.5, 0.5))}
+    found = figures.trust_data({"rows": taus + others})
+    assert found == {"one": {"surrogate": pytest.approx(0.25), "16 branches": pytest.approx(0.5)}}
 
 
 def plan(variant: str, task: str, seed: int, tau: float, cost: float, group: str = "trust") -> dict[str, Any]:

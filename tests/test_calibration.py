@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import pickle
@@ -16,7 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 import hypertune_mip as ht
 from hypertune_mip.verification import statistics
-from hypertune_mip.verification.calibration import Calibration
+from hypertune_mip.verification.calibration import Calibration, Chain, Shift
 from hypertune_mip.verification.unused import unused_hyperparameters
 from hypertune_mip_optuna import SurrogateObjective
 from tests import small_problem as problem
@@ -139,6 +140,68 @@ def test_intervals_are_those_of_one_training_whatever_the_seeds(seeds: int) -> N
     assert 0.87 <= float(torch.cat(inside).double().mean()) <= 0.97
 
 
+def test_an_expert_counts_for_what_it_is_right_about() -> None:
+    """A surrogate that says nothing leaves the word to the trainings; one that is nearly right keeps it."""
+    generator = torch.Generator().manual_seed(0)
+    units, fresh = settings(16), settings(100, seed=1)
+    noise = lambda n, size: size * torch.randn(n, generator=generator, dtype=torch.float64)  # noqa: E731
+    useless = Calibration(units, noise(16, 1.0), surface(units))._mixture
+    wavy = lambda u: torch.sin(40 * u[:, 0]) + torch.sin(40 * u[:, 1])  # noqa: E731
+    right = Calibration(units, wavy(units) + noise(16, 0.3), wavy(units))._mixture
+    few = Calibration(units[:12], noise(12, 1.0), surface(units[:12]))._mixture
+    assert useless is not None and right is not None and few is not None
+    assert float(useless.weights[1]) > 0.55
+    assert float(right.weights[0]) > 0.6
+    assert few.weights.tolist() == [0.5, 0.5]
+    assert float(useless.weights.sum()) == float(right.weights.sum()) == pytest.approx(1.0)
+    mean, _ = right(fresh, wavy(fresh))
+    assert float((mean - wavy(fresh)).square().mean().sqrt()) < 0.5  # the trainings alone: 1
+
+
+@pytest.mark.parametrize("values", [surface, positive])
+def test_one_training_shifts_what_branches_say(values: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    units, fresh = settings(8), settings(50, seed=1)
+    branched = lambda u: 0.5 * values(u)  # noqa: E731
+    branches = Calibration(units, values(units), branched(units), residual=False)
+    shift = Shift(branches(units[:1], values(units[:1])).mean, values(units[:1]))
+    chained = Chain([branches, shift])(fresh, values(fresh))
+    assert float(chained.mean[0]) != pytest.approx(float(branches(fresh, values(fresh)).mean[0]))
+    at_it = Chain([branches, shift])(units[:1], values(units[:1]))
+    torch.testing.assert_close(at_it.mean, values(units[:1]))
+    alone = branches(fresh, values(fresh))
+    assert bool((chained.high - chained.low > alone.high - alone.low).all())  # who knows what it is elsewhere
+    assert bool((chained.low <= chained.mean).all()) and bool((chained.mean <= chained.high).all())
+
+
+def test_margins_of_links_add_up_in_squares() -> None:
+    class Fixed:
+        def __init__(self, step: float, margin: float) -> None:
+            self.step, self.margin = step, margin
+
+        def __call__(self, units: torch.Tensor, predicted: torch.Tensor) -> Any:
+            mean = predicted + self.step
+            return mean, mean - self.margin, mean + 2 * self.margin
+
+    chain = Chain([Fixed(1.0, 3.0), Fixed(10.0, 4.0)])  # type: ignore[list-item]
+    found = chain(settings(2), torch.zeros(2))
+    assert found.mean.tolist() == [11.0, 11.0]
+    assert found.low.tolist() == [6.0, 6.0]
+    assert found.high.tolist() == [21.0, 21.0]
+
+
+def test_a_process_that_cannot_be_fitted_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botorch.exceptions.errors import ModelFittingError
+
+    def failing(mll: Any) -> None:
+        raise ModelFittingError("all attempts failed")
+
+    monkeypatch.setattr("botorch.fit.fit_gpytorch_mll", failing)
+    units = settings(8)
+    with pytest.warns(ht.HypertuneWarning, match="not fitted to the end .all attempts failed."):
+        calibration = Calibration(units, surface(units).flip(0), surface(units))
+    assert bool(torch.isfinite(calibration(units, surface(units)).mean).all())
+
+
 def test_a_monotone_curve_has_a_gradient() -> None:
     units, fresh = settings(30), settings(5, seed=1)
     calibration = Calibration(units, surface(units), surface(units) ** 3, method="monotone")
@@ -199,6 +262,67 @@ def test_a_report_is_about_real_training(verified: tuple[ht.Surrogate, ht.TrustR
     assert minimum == report.predicted["error"].min()  # the best comes first
     assert minimum <= chosen.evaluate_units(problem.SPACE.sample(64))["error"].min() + 1e-6
     assert chosen.reports == (report,)
+
+
+@pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")
+def test_a_report_on_branches(tmp_path: Path) -> None:
+    chosen = fresh_surrogate()
+    report = chosen.verify("error", settings=4, best=1, seeds=2, share=0.25, progress=False)
+    assert report.share == 0.25
+    assert report.true["error"].shape == (4, 2)
+    assert report.trainings == pytest.approx(8 * 0.25)
+    for seed in (0, 1):
+        expected = chosen.trainer().branch(report.configs, share=0.25, seed=seed, progress=False)
+        np.testing.assert_array_equal(report.true["error"][:, seed], expected.metrics["error"])
+    assert "Truth: branches of 0.25 of the recipe" in str(report)
+    assert "share=0.25" in repr(report)
+    report.save(tmp_path / "report.json")
+    again = ht.TrustReport.load(tmp_path / "report.json")
+    assert str(again) == str(report)
+    with pytest.raises(ht.OptionError, match="`share` must lie in"):
+        chosen.verify("error", settings=4, share=1.5, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")
+@pytest.mark.parametrize("truths", [0, 1, 4])
+def test_calibration_learns_from_branches_and_from_trainings(truths: int, tmp_path: Path) -> None:
+    chosen = fresh_surrogate()
+    chosen.verify("error", settings=6, best=1, share=0.25, progress=False)
+    if truths:
+        report = chosen.verify("error", settings=truths, best=0, progress=False)
+    calibrated = chosen.calibrated()
+    after = calibrated.evaluate_batch(chosen.reports[-1].configs)["error"]
+    by_branches = chosen.calibrated(chosen.reports[0]).evaluate_batch(chosen.reports[-1].configs)["error"]
+    if not truths:
+        np.testing.assert_array_equal(after, by_branches)
+    else:
+        true = report.true["error"][:, 0]
+        assert np.abs(after - true).mean() < np.abs(by_branches - true).mean()
+    estimate = calibrated.evaluate(problem.CONFIG, interval=True)["error"]
+    assert estimate.low < estimate.value < estimate.high
+    calibrated.save(tmp_path)
+    loaded = ht.Surrogate.load(tmp_path, problem.network(), loss=problem.loss, **problem.validation())
+    assert loaded.evaluate(problem.CONFIG, interval=True)["error"].high == pytest.approx(estimate.high, rel=1e-6)
+    gradient = calibrated.gradient(problem.CONFIG, "error")
+    assert all(np.isfinite(value) for value in gradient.values())
+
+
+@pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")
+def test_a_setting_does_not_count_if_one_of_its_seeds_diverged(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
+    report = verified[1]
+    chosen = fresh_surrogate()
+    true = report.true["error"].copy()
+    true[1, 1] = math.nan
+    broken = dataclasses.replace(report, true={**report.true, "error": true})
+    rows = [0, 2, 3, 4, 5]
+    without = dataclasses.replace(
+        report,
+        configs=tuple(report.configs[row] for row in rows),
+        chosen=tuple(report.chosen[row] for row in rows),
+        **{name: {k: v[rows] for k, v in getattr(report, name).items()} for name in ("predicted", "true")},
+    )
+    found, expected = (chosen.calibrated(each).evaluate(problem.CONFIG)["error"] for each in (broken, without))
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")  # of one epoch

@@ -36,6 +36,22 @@ def report(**options: Any) -> ht.TrustReport:
     return ht.TrustReport(**(chosen | options))
 
 
+def test_two_settings_say_nothing_about_an_order() -> None:
+    few: dict[str, Any] = {
+        "configs": tuple(CONFIGS[:2]),
+        "chosen": ("spread", "best"),
+        "true": {"error": TRUE[:2, None]},
+    }
+    wrong = report(**few, predicted={"error": -TRUE[:2]})
+    assert wrong.doubts() == ()
+    assert not wrong.trusted()
+    assert str(wrong).endswith("Verdict: none; an order takes 3 settings.")
+    far = report(**few, predicted={"error": TRUE[:2] + 100.0})
+    assert "The values are off by" in " ".join(far.doubts())
+    idle = report(**few, predicted={"error": TRUE[:2]}, responses={"decay": 0.0, "dropout": 0.0})
+    assert "collapsed" in " ".join(idle.doubts())
+
+
 def test_figures_counted_by_hand() -> None:
     figures = report()
     assert figures.tau.value == pytest.approx((15 - 2 * 2) / 15)  # 2 of 15 pairs in the wrong order

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from benchmarks import results
 from benchmarks.regret import regrets
 from benchmarks.tables.markdown import environment, group, spread, table
 
+NARROW = 0.25  # of the range of the truth: intervals
 NO_TAU = 0.3  # below this, the seeds of the truth do not agree on an order themselves
 
 
@@ -60,62 +61,41 @@ def cost() -> str:
 
 
 def trust() -> str:
-    """Rank correlation as a share of its noise ceiling, before and after calibration by six trainings."""
+    """Rank correlation as a share of its noise ceiling, by task, metric and what the surrogate has learned from."""
     document = results.read("trust")
     lines = []
     for (task, metric), rows in group(document["rows"], "task", "metric").items():
         ceiling = rows[0]["ceiling"]
-        share = lambda key: spread([r[key] / ceiling for r in rows], 2)  # noqa: B023, E731
-        lines.append(
-            [
-                task,
-                metric,
-                f"{ceiling:.2f}",
-                *(share(key) if ceiling > NO_TAU else "-" for key in ("tau", "calibrated", "process")),
-                *(
-                    f"{100 * median([r[key] for r in rows]):.1f} %"
-                    for key in ("regret", "calibrated_regret", "process_regret")
-                ),
-                f"{100 * median([r['coverage'] for r in rows]):.0f} %",
-                f"{median([r['width'] for r in rows]):.2f}",
-                sum(r["trusted"] for r in rows),
-            ]
-        )
-    header = [
-        "task", "metric", "tau, seed to seed", "surrogate", "calibrated", "GP alone",
-        "regret", "calibrated", "GP alone", "coverage", "width", "trusted, of 5",
-    ]  # fmt: skip
+        ways = {way: own for (way,), own in group(rows, "way").items()}
+        taus = [spread([r["tau"] / ceiling for r in own], 2) if ceiling > NO_TAU else "-" for own in ways.values()]
+        lines.append([task, metric, f"{ceiling:.2f}", *taus])
+    header = ["task", "metric", "tau, seed to seed", *dict.fromkeys(row["way"] for row in document["rows"])]
     return table(header, lines) + environment(document)
 
 
 def trust_summary() -> str:
-    """How many tasks meet the targets for rank correlation and regret, by metric."""
+    """Rank correlation, regret and intervals over tasks, by metric and what the surrogate has learned from."""
     document = results.read("trust")
     lines = []
-    for metric, target in (("loss", 0.88), ("error", 0.82)):
-        kept = [
-            rows
-            for (_, name), rows in group(document["rows"], "task", "metric").items()
-            if name == metric and rows[0]["ceiling"] > NO_TAU
-        ]
-        for name, tau, regret in (
-            ("surrogate", "tau", "regret"),
-            ("calibrated", "calibrated", "calibrated_regret"),
-            ("GP alone", "process", "process_regret"),
-        ):
-            shares = [median([r[tau] for r in rows]) / rows[0]["ceiling"] for rows in kept]
-            medians = [100 * median([r[regret] for r in rows]) for rows in kept]
+    for metric in ("loss", "error"):
+        kept = [row for row in document["rows"] if row["metric"] == metric and row["ceiling"] > NO_TAU]
+        for (way,), rows in group(kept, "way").items():
+            tasks = [own for _, own in group(rows, "task").items()]
+            shares = [median([r["tau"] for r in own]) / own[0]["ceiling"] for own in tasks]
+            regrets = [100 * median([r["regret"] for r in own]) for own in tasks]
+            covered, narrow = "-", "-"
+            if "coverage" in rows[0]:
+                covered = f"{100 * mean(r['coverage'] for r in rows):.0f} %"
+                count = sum(median([r["width"] for r in own]) < NARROW for own in tasks)
+                narrow = f"{count} of {len(tasks)}"
             lines.append(
-                [
-                    metric if name == "surrogate" else "",
-                    name,
-                    f"{median(shares):.2f}",
-                    f"{sum(share >= target for share in shares)} of {len(kept)} (target {target})",
-                    f"{median(medians):.1f} %",
-                    f"{sum(regret <= 1 for regret in medians)} of {len(kept)}",
-                ]
-            )
-    header = ["metric", "", "tau / ceiling, median task", "tasks that reach the target", "regret, median task", "1 %"]
+                [metric, way, f"{rows[0]['cost']:g}", f"{median(shares):.2f}",
+                 f"{min(shares):.2f}", f"{median(regrets):.1f} %", covered, narrow]
+            )  # fmt: skip
+    header = [
+        "metric", "", "cost", "tau / ceiling, median task", "least", "regret, median task", "90 % intervals cover",
+        "narrower than a quarter of the range",
+    ]  # fmt: skip
     return table(header, lines)
 
 
@@ -141,7 +121,7 @@ def controls() -> str:
             spread([r["tau"] for r in rows], 2),
             spread([100 * r["regret"] for r in rows], 0) + " %",
         ]
-        for (case,), rows in group(results.read("trust")["controls"], "case").items()
+        for (case,), rows in group(results.read("trust")["controls"], "task").items()
     ]
     return table(["surrogate", "flagged", "tau", "regret"], lines)
 

@@ -23,7 +23,7 @@ from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
 from hypertune_mip.surrogate.deliveries import Deliveries
 from hypertune_mip.surrogate.materialize import materialize
 from hypertune_mip.surrogate.persistence import load_surrogate, save_surrogate
-from hypertune_mip.surrogate.trust import corrected, make_report, settings_to_verify
+from hypertune_mip.surrogate.trust import corrected, make_report, real_values, settings_to_verify
 from hypertune_mip.tasks import Task
 from hypertune_mip.training import Loss, Record
 from hypertune_mip.trainings import Executor, FromHypernetwork, Recipe, Trainer
@@ -249,6 +249,7 @@ class Surrogate(Deliveries):
         settings: int = 8,
         best: int | None = None,
         seeds: int = 1,
+        share: float | None = None,
         trainer: Trainer | None = None,
         seed: int = 0,
         progress: bool = True,
@@ -264,12 +265,16 @@ class Surrogate(Deliveries):
             best: How many of them are the surrogate's best; None is half. To calibrate, take 1: spread settings teach
                 more.
             seeds: Real trainings at each; with two or more the report knows what noise alone would cost.
+            share: None trains from scratch with the whole recipe. A number, such as 0.125, trains branches of that
+                share of it instead, from the hypernetwork's weights: for a part of the cost they tell nearly the same
+                order of settings, but not the values that whole trainings have.
             trainer: Of real trainings; None is `self.trainer()`. Give one with a `folder` to be able to resume.
             seed: Of the spread settings; take another one to verify at fresh settings.
             progress: Whether to show a bar.
 
         Raises:
             SpaceError: If the metric is unknown, there is not at least one setting, or `best` is more than there are.
+            OptionError: If `share` is not in (0, 1].
             DataError: As in `trainer`.
 
         Warns:
@@ -285,7 +290,7 @@ class Surrogate(Deliveries):
         known = self.reports[: self._known]
         configs, chosen = settings_to_verify(self._measure, metric, settings, best=best, seed=seed, known=known)
         before = trainer.seconds
-        true = trainer.train(configs, seeds=seeds, progress=progress)
+        true, cost = real_values(trainer, configs, share, seeds, progress=progress)
         report = make_report(
             self._measure,
             metric,
@@ -293,9 +298,10 @@ class Surrogate(Deliveries):
             chosen,
             true,
             direction=self.directions[metric],
-            trainings=true[metric].size * trainer.recipe.epochs / self._own_recipe.epochs,
+            trainings=cost * trainer.recipe.epochs / self._own_recipe.epochs,
             seconds=trainer.seconds - before,
             unused=unused_hyperparameters(self.hypernet, trainer.loss, trainer.train_loader),
+            share=None if share is None else float(share),
         )
         self.reports = (*self.reports, report)
         self.warn_of_doubts(metric, stacklevel=3)
@@ -304,9 +310,12 @@ class Surrogate(Deliveries):
     def doubts(self, metric: str) -> tuple[str, ...]:
         """Why the surrogate as it is now is not to be trusted for a metric: sentences from the last report on it.
 
+        Reports on one or two settings do not replace one on more.
+
         Reports that the surrogate is calibrated by say nothing about it as it is now; verify it anew.
         """
         about = [report for report in self.reports[self._known :] if report.metric == metric]
+        about = [report for report in about if report.judges_order] or about
         return about[-1].doubts() if about else ()
 
     def warn_of_doubts(self, *metrics: str, stacklevel: int = 2) -> None:
@@ -336,7 +345,9 @@ class Surrogate(Deliveries):
     ) -> Surrogate:
         """A new surrogate, corrected by real trainings, which knows intervals; this one stays as it is.
 
-        `evaluate` and all that builds on it give calibrated metrics there. A calibrated surrogate may be calibrated
+        Reports on branches correct first, those on trainings from scratch what is left: one or two of these shift all
+        values. Without any, intervals are those of branches. `evaluate` and all that builds on it give calibrated
+        metrics there. A calibrated surrogate may be calibrated
         anew, by more reports: it starts from what the hypernetwork says.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypertune_mip.evaluation import Evaluator, Measure
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
 from hypertune_mip.surrogate.search import diverse_best
-from hypertune_mip.verification.calibration import Calibration
+from hypertune_mip.trainings import Trainer
+from hypertune_mip.verification.calibration import FEWEST, Calibration, Chain, Shift
 from hypertune_mip.verification.report import Chosen, TrustReport
 from hypertune_mip.verification.response import responses
 
@@ -46,6 +48,31 @@ def settings_to_verify(
     return space.from_unit(units), tuple(chosen)
 
 
+def real_values(
+    trainer: Trainer,
+    configs: Sequence[Mapping[str, Value]],
+    share: float | None,
+    seeds: int,
+    *,
+    progress: bool,
+) -> tuple[dict[str, np.ndarray], float]:
+    """Metrics of real trainings (S, R), by name, and what they cost in trainings with the whole recipe.
+
+    Args:
+        trainer: Of them.
+        configs: The settings.
+        share: Of the recipe that branches take; None is trainings from scratch.
+        seeds: How many of each.
+        progress: Whether to show a bar.
+    """
+    if share is None:
+        true = trainer.train(configs, seeds=seeds, progress=progress)
+        return true, float(len(configs) * seeds)
+    found = [trainer.branch(configs, share=share, seed=seed, progress=progress) for seed in range(seeds)]
+    names = found[0].metrics
+    return {n: np.stack([each.metrics[n] for each in found], 1) for n in names}, sum(each.cost for each in found)
+
+
 def make_report(
     measure: Evaluator | CalibratedEvaluator,
     metric: str,
@@ -57,6 +84,7 @@ def make_report(
     trainings: float,
     seconds: float,
     unused: tuple[str, ...],
+    share: float | None = None,
 ) -> TrustReport:
     """The report on real trainings; arguments as in `TrustReport`."""
     units = measure.space.to_unit(configs)
@@ -73,13 +101,14 @@ def make_report(
         trainings=trainings,
         seconds=seconds,
         unused=unused,
+        share=share,
         low={name: _array(one.low) for name, one in intervals.items()},
         high={name: _array(one.high) for name, one in intervals.items()},
     )
 
 
 def corrected(evaluator: Evaluator, reports: Sequence[TrustReport], correction: Correction) -> CalibratedEvaluator:
-    """The evaluator corrected, metric by metric, by all real trainings in the first reports.
+    """The evaluator corrected, metric by metric, by all real trainings in the first reports, branches or from scratch.
 
     Metrics that were not measured in all of them stay as they are.
 
@@ -93,18 +122,31 @@ def corrected(evaluator: Evaluator, reports: Sequence[TrustReport], correction: 
     for report in reports:
         if report.space != evaluator.space:
             raise SpaceError(f"The report is about another space:\n{report.space}\nbut this is\n{evaluator.space}")
-    units = torch.cat([evaluator.space.to_unit(report.configs) for report in reports])
-    predicted = evaluator(units)
-    calibrations = {}
-    seeds = max(report.seeds for report in reports)
-    for name in predicted:
-        if any(name not in report.true for report in reports):
-            continue
-        true = torch.from_numpy(np.concatenate([_padded(report.true[name], seeds) for report in reports]))
-        calibrations[name] = Calibration(
-            units, predicted[name], true, method=correction.method, residual=correction.residual
-        )
-    return CalibratedEvaluator(evaluator, calibrations)
+    names = [name for name in evaluator.names() if all(name in report.true for report in reports)]
+    return CalibratedEvaluator(evaluator, {name: _calibration(evaluator, name, reports, correction) for name in names})
+
+
+def _calibration(
+    evaluator: Evaluator, name: str, reports: Sequence[TrustReport], correction: Correction
+) -> Calibration | Chain:
+    """Of one metric: by branches, those of smaller shares first, and then by trainings from scratch."""
+    links: list[Calibration | Shift] = []
+    shares = sorted({report.share for report in reports}, key=lambda share: math.inf if share is None else share)
+    for share in shares:
+        alike = [report for report in reports if report.share == share]
+        seeds = max(report.seeds for report in alike)
+        units = torch.cat([evaluator.space.to_unit(report.configs) for report in alike])
+        true = torch.from_numpy(np.concatenate([_padded(report.true[name], seeds) for report in alike]))
+        predicted = evaluator(units)[name]
+        if links:
+            predicted = Chain(links)(units, predicted).mean
+        known = int((torch.isfinite(true).any(1) & torch.isfinite(predicted)).sum())
+        if links and known < FEWEST:
+            links += [Shift(predicted, true)] if known else []
+        else:
+            links.append(Calibration(units, predicted, true, method=correction.method, residual=correction.residual))
+    only, *others = links
+    return Chain(links) if others or isinstance(only, Shift) else only
 
 
 def _padded(runs: np.ndarray, seeds: int) -> np.ndarray:

@@ -8,17 +8,21 @@ surrogate that is off tends to be off by a share of the value:
 
 The line (or a monotone curve) takes out a bias and a wrong scale; g and f are Gaussian processes on the unit cube
 (BoTorch's). g takes out what depends on the setting, such as optimism where real training has not converged yet; f does
-not ask the surrogate at all. Their plain mean ranks better than either, since their errors have different causes; how
-much either is to be relied on cannot be told from a few trainings, where equal weights are hard to beat (forecast
-combination: Bates and Granger, 1969; Clemen, 1989). A surrogate that ranks all the real trainings rightly keeps its
-ranking: then the line alone corrects it. Intervals are as wide as the errors at trainings that were left out ask for.
+not ask the surrogate at all. Their mean ranks better than either, since their errors have different causes. How much
+either is to be relied on cannot be told from a few trainings, where equal weights are hard to beat; from more than a
+dozen it can, by one over the root mean squared error at those that were left out (forecast combination: Bates and
+Granger, 1969; Clemen, 1989). A surrogate that ranks all the real trainings rightly keeps its ranking: then the line
+alone corrects it. Intervals are as wide as the errors at trainings that were left out ask for.
+
+Trainings may be of several kinds: short branches, which are cheap and order settings nearly as whole trainings do, and
+whole trainings, which have the right values. A `Chain` corrects by one after the other, the cheapest first.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -29,7 +33,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm
 from torch import Tensor
 
-from hypertune_mip.errors import DataError, MissingExtraError
+from hypertune_mip.errors import DataError, HypertuneWarning, MissingExtraError
 from hypertune_mip.verification.statistics import LEVEL
 
 FEWEST = 3
@@ -37,7 +41,7 @@ FEWEST = 3
 _SLOPE_TRUST = 1.0  # how many settings the belief in a slope of 1 counts for
 _NOISE = (math.log(0.3), 1.0)  # prior of the noise's share of the residuals' variance: log-normal, location and scale
 _LENGTHSCALE = (0.0, 0.7)  # prior of the length scale, in units of the cube's diagonal: log-normal
-_MANY = 12  # settings, beyond which an expert is not fitted anew for each that is left out
+_MANY = 12  # settings, beyond which experts are weighed, and not fitted anew for each that is left out
 _OFFSET = 0.1  # of the median: what the logarithm adds, so that an error rate may be 0
 _RIGHT = 1e-6  # of the largest value: where residuals are smaller, there is nothing to correct
 _SMALLEST = 1e-12
@@ -57,6 +61,67 @@ class Calibrated(NamedTuple):
     def deviation(self) -> Tensor:
         """Standard deviation of a normal distribution with intervals of the same width."""
         return (self.high - self.low) / (2 * _QUANTILE)
+
+
+class Chain:
+    """Calibrations one after another: each corrects what those before it say.
+
+    Args:
+        links: The first corrects the surrogate.
+    """
+
+    def __init__(self, links: Sequence[Calibration | Shift]) -> None:
+        """See the class."""
+        self.links = tuple(links)
+
+    def __call__(self, units: Float[Tensor, "S d"], predicted: Float[Tensor, "S"]) -> Calibrated:
+        """As `Calibration` does. Errors of links have different causes, so their margins add up in squares."""
+        mean, below, above = predicted, torch.zeros(()), torch.zeros(())
+        for link in self.links:
+            mean, low, high = link(units, mean)
+            below, above = (below.square() + (mean - low).square()), (above.square() + (high - mean).square())
+            below, above = below.sqrt(), above.sqrt()
+        return Calibrated(mean, mean - below, mean + above)
+
+
+class Shift:
+    """What one or two trainings tell: how far all values are off.
+
+    Args:
+        predicted: What has been foreseen there, (S,).
+        true: What the trainings gave, (S,) or (S, R), NaN where there is none; not all of it.
+    """
+
+    def __init__(self, predicted: Float[Tensor, "S"], true: Float[Tensor, "S"] | Float[Tensor, "S R"]) -> None:
+        """See the class."""
+        true = (true if true.ndim == 2 else true.unsqueeze(1)).double().nanmean(1)
+        good = torch.isfinite(true) & torch.isfinite(predicted)
+        self._scale = _Scale.of(predicted[good].double(), true[good])
+        self._size = float((self._scale(true[good]) - self._scale(predicted[good].double())).mean())
+
+    def __call__(self, units: Float[Tensor, "S d"], predicted: Float[Tensor, "S"]) -> Calibrated:
+        """Calibrated predictions; how far the shift differs from setting to setting is taken to be its size."""
+        center = self._scale(predicted.double().cpu()) + self._size
+        margin = abs(self._size)
+        return Calibrated(*(self._scale.back(values) for values in (center, center - margin, center + margin)))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Logarithms, where values allow it."""
+
+    offset: float | None
+
+    @classmethod
+    def of(cls, predicted: Tensor, true: Tensor) -> _Scale:
+        logarithmic = bool((true >= 0).all() and (predicted >= 0).all() and float(true.median()) > 0)
+        return cls(_OFFSET * float(true.median()) if logarithmic else None)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values if self.offset is None else (values.clamp_min(0.0) + self.offset).log()
+
+    def back(self, values: Tensor) -> Tensor:
+        return values if self.offset is None else (values.exp() - self.offset).clamp_min(0.0)
 
 
 class Calibration:
@@ -95,14 +160,13 @@ class Calibration:
                 f" {len(true)}. Train more of them, for example by verify(settings=8)."
             )
         units, predicted, true, runs = units[good].double(), predicted[good].double(), true[good], runs[good]
-        logarithmic = bool((true >= 0).all() and (predicted >= 0).all() and float(true.median()) > 0)
-        self._offset = _OFFSET * float(true.median()) if logarithmic else None
-        x, y = self._scaled(predicted), self._scaled(true)
+        self._scale = _Scale.of(predicted, true)
+        x, y = self._scale(predicted), self._scale(true)
         fit = _Monotone.fit if method == "monotone" else _Line.fit
         self._curve = fit(x, y)
         errors = torch.stack([y[i] - fit(*_without(i, x, y))(x[i : i + 1])[0] for i in range(len(y))])
         self._margin = _widening(errors)
-        self._noise = _QUANTILE * _missing_noise(self._scaled(runs))
+        self._noise = _QUANTILE * _missing_noise(self._scale(runs))
         self._mixture: _Mixture | None = None
         right = float((y - self._curve(x)).abs().max()) <= _RIGHT * float(y.abs().max())
         if residual and not right and not _ranks_rightly(x, y):
@@ -110,16 +174,10 @@ class Calibration:
 
     def __call__(self, units: Float[Tensor, "S d"], predicted: Float[Tensor, "S"]) -> Calibrated:
         """Calibrated predictions, float64, on the CPU; differentiable in both arguments."""
-        x = self._scaled(predicted.double().cpu())
+        x = self._scale(predicted.double().cpu())
         center, margin = (self._curve(x), self._margin) if self._mixture is None else self._mixture(units, x)
         margin = (torch.as_tensor(margin).square() + self._noise**2).sqrt()
-        return Calibrated(*(self._native(values) for values in (center, center - margin, center + margin)))
-
-    def _scaled(self, values: Tensor) -> Tensor:
-        return values if self._offset is None else (values.clamp_min(0.0) + self._offset).log()
-
-    def _native(self, values: Tensor) -> Tensor:
-        return values if self._offset is None else (values.exp() - self._offset).clamp_min(0.0)
+        return Calibrated(*(self._scale.back(values) for values in (center, center - margin, center + margin)))
 
 
 @dataclass(frozen=True)
@@ -197,31 +255,35 @@ class _Expert:
 
 @dataclass(frozen=True)
 class _Mixture:
-    """The surrogate corrected and the true values alone, half and half; `widening` turns its spread into a margin."""
+    """The surrogate corrected and the true values alone; `widening` turns the spread of both into a margin."""
 
     experts: tuple[_Expert, _Expert]
+    weights: Tensor
     widening: float
 
     @classmethod
     def fit(cls, curve: _Fit, units: Tensor, x: Tensor, y: Tensor) -> _Mixture:
         kinds: tuple[_Fit, _Fit] = (curve, _Constant.fit)
         experts = _Expert.fit(kinds[0], units, x, y), _Expert.fit(kinds[1], units, x, y)
-        mean, deviation = _mixed(
-            _left_out(kind, expert, units, x, y) for kind, expert in zip(kinds, experts, strict=True)
-        )
-        return cls(experts, _widening((y - mean) / deviation))
+        parts = [_left_out(kind, expert, units, x, y) for kind, expert in zip(kinds, experts, strict=True)]
+        weights = torch.full((2,), 0.5, dtype=y.dtype)
+        if len(y) > _MANY:
+            weights = torch.stack([(y - mean).square().mean().clamp_min(_SMALLEST).rsqrt() for mean, _ in parts])
+            weights = weights / weights.sum()
+        mean, deviation = _mixed(parts, weights)
+        return cls(experts, weights, _widening((y - mean) / deviation))
 
     def __call__(self, units: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of one more training at each setting, and half the width of its interval."""
-        mean, deviation = _mixed(expert(units.double().cpu(), x) for expert in self.experts)
+        mean, deviation = _mixed([expert(units.double().cpu(), x) for expert in self.experts], self.weights)
         return mean, self.widening * deviation
 
 
-def _mixed(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of an equal mixture of normal distributions, given by theirs."""
+def _mixed(parts: Sequence[tuple[Tensor, Tensor]], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a mixture of normal distributions, given by theirs."""
     means, deviations = (torch.stack(columns) for columns in zip(*parts, strict=True))
-    mean = means.mean(0)
-    return mean, (deviations.square() + (means - mean).square()).mean(0).sqrt()
+    mean = weights @ means
+    return mean, (weights @ (deviations.square() + (means - mean).square())).sqrt()
 
 
 def _ranks_rightly(predicted: Tensor, true: Tensor) -> bool:
@@ -261,9 +323,14 @@ def _process(units: Float[Tensor, "*B S d"], rest: Float[Tensor, "*B S"], *, noi
     With leading dimensions, as many processes, fitted at once.
 
     BoTorch expects hardly any noise. That suits true values; of what a surrogate leaves, much is noise.
+
+    Warns:
+        HypertuneWarning: If BoTorch says that its fit has failed, after all tries.
     """
     with _quietly():
         try:
+            from botorch.exceptions.errors import ModelFittingError
+            from botorch.exceptions.warnings import OptimizationWarning
             from botorch.fit import fit_gpytorch_mll
             from botorch.models import SingleTaskGP
             from gpytorch.constraints import GreaterThan
@@ -283,9 +350,22 @@ def _process(units: Float[Tensor, "*B S d"], rest: Float[Tensor, "*B S"], *, noi
             lengthscale = LogNormalPrior(location + 0.5 * math.log(units.shape[-1]), scale)
             options["covar_module"] = RBFKernel(lengthscale_prior=lengthscale, batch_shape=shape)
         process = SingleTaskGP(units, rest.unsqueeze(-1), **options)
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # a fit that fails is tried again, at random
-            torch.default_generator.manual_seed(0)
-            fit_gpytorch_mll(ExactMarginalLogLikelihood(process.likelihood, process))
+        failed: str | None = None
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as told:
+            torch.default_generator.manual_seed(0)  # a fit that fails is tried again, at random
+            warnings.simplefilter("always")
+            try:
+                fit_gpytorch_mll(ExactMarginalLogLikelihood(process.likelihood, process))
+            except ModelFittingError as error:  # it is then as it was at the start
+                failed = str(error)
+        failed = next((str(w.message) for w in told if issubclass(w.category, OptimizationWarning)), failed)
+    if failed is not None:
+        warnings.warn(
+            f"A Gaussian process of the calibration was not fitted to the end ({failed}). Its intervals may be off;"
+            " more real trainings, or `residual=False`, help.",
+            HypertuneWarning,
+            stacklevel=2,
+        )
     return process.eval().requires_grad_(False)
 
 

@@ -24,6 +24,7 @@ Chosen = Literal["spread", "best"]
 
 _KIND = "trust report"
 _TABLES = ("predicted", "true", "low", "high")
+_FEWEST = 3  # settings, below which there is no order to speak of
 MIN_TAU = 0.5
 MAX_REGRET = 0.1
 MAX_ERROR = 1.0
@@ -65,6 +66,8 @@ class TrustReport:
         high: Upper ends.
         unused: Hyperparameters on whose value the training loss does not depend.
         direction: Whether small or large values of the metric are the better ones.
+        share: None where real trainings were from scratch, with the whole recipe. Else they were branches, which took
+            that share of it: they order settings nearly as whole trainings do, but their values may be others.
     """
 
     metric: str
@@ -80,6 +83,7 @@ class TrustReport:
     high: Mapping[str, Float[np.ndarray, "S"]]
     unused: tuple[str, ...] = ()
     direction: Direction = "minimize"
+    share: float | None = None
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -91,6 +95,16 @@ class TrustReport:
         }
         if len(sizes) != 1 or sizes == {0}:
             raise SpaceError(f"A report needs at least one setting and as many values each, but got {sorted(sizes)}.")
+
+    @property
+    def rests_on(self) -> str:
+        """What the surrogate is compared with, in words."""
+        if self.share is None:
+            return "trainings from scratch with the whole recipe."
+        return (
+            f"branches of {self.share:.3g} of the recipe, from the hypernetwork's weights: they tell the order of"
+            " settings, while whole trainings may have other values."
+        )
 
     @property
     def seeds(self) -> int:
@@ -186,10 +200,17 @@ class TrustReport:
         """Hyperparameters without effect: the surrogate's metric does not respond, or the training loss does not."""
         return tuple(n for n, response in self.responses.items() if response < NEGLIGIBLE or n in self.unused)
 
+    @property
+    def judges_order(self) -> bool:
+        """Whether there are enough settings, three, to say anything about their order."""
+        return len(self.configs) >= _FEWEST
+
     def doubts(
         self, *, min_tau: float = MIN_TAU, max_regret: float = MAX_REGRET, max_error: float = MAX_ERROR
     ) -> tuple[str, ...]:
         """Reasons not to trust the surrogate, as sentences; empty if there are none.
+
+        One or two settings say nothing about an order, so there are no doubts about it, and no trust in it either.
 
         Args:
             min_tau: Least `sparse_tau`; the plain tau suffers from the settings around the minimum, which are about
@@ -198,11 +219,11 @@ class TrustReport:
             max_error: Largest `error`. Beyond it not even a right order is to be relied on: it is luck.
         """
         doubts = []
-        if not self.sparse_tau.value >= min_tau:
+        if self.judges_order and not self.sparse_tau.value >= min_tau:
             doubts.append(
                 f"Kendall's tau over clearly different settings is {self.sparse_tau.value:.2f}, below {min_tau:g}."
             )
-        if not self.regret <= max_regret:
+        if self.judges_order and not self.regret <= max_regret:
             doubts.append(f"The regret is {self.regret:.1%} of the truth's range, above {max_regret:.0%}.")
         if self.error > max_error:
             doubts.append(
@@ -215,8 +236,8 @@ class TrustReport:
     def trusted(
         self, *, min_tau: float = MIN_TAU, max_regret: float = MAX_REGRET, max_error: float = MAX_ERROR
     ) -> bool:
-        """Whether there are no `doubts` at these thresholds."""
-        return not self.doubts(min_tau=min_tau, max_regret=max_regret, max_error=max_error)
+        """Whether there are no `doubts` at these thresholds, and three settings or more."""
+        return self.judges_order and not self.doubts(min_tau=min_tau, max_regret=max_regret, max_error=max_error)
 
     def __str__(self) -> str:
         """The report as a table."""
@@ -226,6 +247,7 @@ class TrustReport:
             f"Trust report: {about} at {len(self.configs)} settings x {_count(self.seeds, 'seed')}"
             f" ({spread} spread over the space, {len(self.chosen) - spread} at the surrogate's best),"
             f" {self.trainings:.3g} trainings, {self.seconds:.0f} s",
+            f"Truth: {self.rests_on}",
             "",
             f"{'':22}{'value':>8}   {'90 % interval':15}{'noise ceiling':>14}",
             _row("Kendall's tau", self.tau, self.tau_ceiling),
@@ -245,14 +267,21 @@ class TrustReport:
                 for name, effect in self.effects.items()
             ),
             "",
-            "Verdict: " + (" ".join(("not to be trusted.", *self.doubts())) if self.doubts() else "trusted."),
+            f"Verdict: {self._verdict}",
         ]
         return "\n".join(lines)
 
+    @property
+    def _verdict(self) -> str:
+        if doubts := self.doubts():
+            return " ".join(("not to be trusted.", *doubts))
+        return "trusted." if self.judges_order else f"none; an order takes {_FEWEST} settings."
+
     def __repr__(self) -> str:
         """The figures that matter most."""
+        share = "" if self.share is None else f" share={self.share:.3g},"
         return (
-            f"TrustReport(metric={self.metric!r}, settings={len(self.configs)}, seeds={self.seeds},"
+            f"TrustReport(metric={self.metric!r}, settings={len(self.configs)}, seeds={self.seeds},{share}"
             f" tau={self.tau.value:.2f}, regret={self.regret:.3f}, trusted={self.trusted()})"
         )
 
@@ -261,6 +290,7 @@ class TrustReport:
         return {
             "metric": self.metric,
             "direction": self.direction,
+            "share": self.share,
             "space": self.space.to_json(),
             "configs": [dict(config) for config in self.configs],
             "chosen": list(self.chosen),
@@ -281,6 +311,7 @@ class TrustReport:
             return cls(
                 metric=content["metric"],
                 direction=content["direction"],
+                share=content["share"],
                 space=SearchSpace.from_json(content["space"]),
                 configs=tuple(content["configs"]),
                 chosen=tuple(content["chosen"]),
