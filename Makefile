@@ -13,7 +13,7 @@ export MPLBACKEND ?= Agg
 
 FAST := "not slow and not gpu and not ray and not zoo"
 CORE := tests/test_laws_*.py tests/test_kernel.py tests/test_mapping.py tests/test_heads.py tests/test_training.py \
-	tests/test_trainer.py tests/test_odd_trainings.py tests/test_delivery.py tests/test_given_networks.py tests/test_batches.py tests/test_binding.py tests/test_storage.py
+	tests/test_trainer.py tests/test_odd_trainings.py tests/test_branching.py tests/test_delivery.py tests/test_given_networks.py tests/test_batches.py tests/test_binding.py tests/test_storage.py
 
 OLDEST := build/oldest
 # What is left out here is the oldest PyTorch itself, 2.6.0, whose builds for Linux bring gigabytes of CUDA packages.

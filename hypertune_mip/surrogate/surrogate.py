@@ -274,7 +274,7 @@ class Surrogate(Deliveries):
 
         Raises:
             SpaceError: If the metric is unknown, there is not at least one setting, or `best` is more than there are.
-            OptionError: If `share` is not in (0, 1].
+            OptionError: If `share` is not in (0, 1], or the trainer knows no hypernetwork to branch from.
             DataError: As in `trainer`.
 
         Warns:
