@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,11 +190,15 @@ def test_margins_of_links_add_up_in_squares() -> None:
     assert found.high.tolist() == [21.0, 21.0]
 
 
-def test_a_process_that_cannot_be_fitted_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_process_that_cannot_be_fitted_is_told_of(raises: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from botorch.exceptions.errors import ModelFittingError
+    from botorch.exceptions.warnings import OptimizationWarning
 
     def failing(mll: Any) -> None:
-        raise ModelFittingError("all attempts failed")
+        if raises:
+            raise ModelFittingError("all attempts failed")
+        warnings.warn("all attempts failed", OptimizationWarning, stacklevel=1)
 
     monkeypatch.setattr("botorch.fit.fit_gpytorch_mll", failing)
     units = settings(8)
@@ -305,6 +310,42 @@ def test_calibration_learns_from_branches_and_from_trainings(truths: int, tmp_pa
     assert loaded.evaluate(problem.CONFIG, interval=True)["error"].high == pytest.approx(estimate.high, rel=1e-6)
     gradient = calibrated.gradient(problem.CONFIG, "error")
     assert all(np.isfinite(value) for value in gradient.values())
+
+
+@pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")
+def test_two_branches_are_passed_over_where_there_are_trainings(verified: tuple[ht.Surrogate, ht.TrustReport]) -> None:
+    chosen = fresh_surrogate()
+    two = chosen.verify("error", settings=2, share=0.25, progress=False)
+    with pytest.raises(ht.DataError, match="at least 3 settings with finite values, but got 2"):
+        chosen.calibrated(two)
+    for reports in ((two, verified[1]), (verified[1], two)):
+        found, expected = (
+            chosen.calibrated(*each).evaluate(problem.CONFIG)["error"] for each in (reports, verified[1:])
+        )
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")
+@pytest.mark.parametrize("seeds", [0, 1.5, "two"])
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_seeds_of_a_report_are_a_number(seeds: Any, share: float | None) -> None:
+    with pytest.raises(ht.OptionError, match="seeds"):
+        fresh_surrogate().verify("error", settings=3, seeds=seeds, share=share, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")
+def test_a_report_on_one_setting_does_not_replace_doubts() -> None:
+    untrained = ht.Surrogate(
+        problem.hypernet(head=ht.RankOne(initialization="fan_out")),
+        loss=problem.loss,
+        train_loader=problem.loader(),
+        recipe=ht.Recipe(epochs=20),
+        **problem.validation(),
+    )
+    doubtful = untrained.verify("error", settings=8, progress=False)
+    assert doubtful.doubts()
+    untrained.verify("error", settings=1, progress=False)
+    assert untrained.doubts("error") == doubtful.doubts()
 
 
 @pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")

@@ -15,6 +15,7 @@ from hypertune_mip.evaluation import Evaluator, Measure
 from hypertune_mip.space import Value
 from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
 from hypertune_mip.surrogate.search import diverse_best
+from hypertune_mip.training.options import at_least
 from hypertune_mip.trainings import Trainer
 from hypertune_mip.verification.calibration import FEWEST, Calibration, Chain, Shift
 from hypertune_mip.verification.report import Chosen, TrustReport
@@ -67,7 +68,8 @@ def real_values(
     """
     if share is None:
         true = trainer.train(configs, seeds=seeds, progress=progress)
-        return true, float(len(configs) * seeds)
+        return true, float(next(iter(true.values())).size)
+    (seeds,) = at_least(1, seeds=seeds)
     found = [trainer.branch(configs, share=share, seed=seed, progress=progress) for seed in range(seeds)]
     names = found[0].metrics
     return {n: np.stack([each.metrics[n] for each in found], 1) for n in names}, sum(each.cost for each in found)
@@ -129,7 +131,10 @@ def corrected(evaluator: Evaluator, reports: Sequence[TrustReport], correction: 
 def _calibration(
     evaluator: Evaluator, name: str, reports: Sequence[TrustReport], correction: Correction
 ) -> Calibration | Chain:
-    """Of one metric: by branches, those of smaller shares first, and then by trainings from scratch."""
+    """Of one metric: by branches, those of smaller shares first, and then by trainings from scratch.
+
+    The first kind takes three settings, so that one with fewer is passed over where another kind has them.
+    """
     links: list[Calibration | Shift] = []
     shares = sorted({report.share for report in reports}, key=lambda share: math.inf if share is None else share)
     for share in shares:
@@ -141,9 +146,9 @@ def _calibration(
         if links:
             predicted = Chain(links)(units, predicted).mean
         known = int((torch.isfinite(true).any(1) & torch.isfinite(predicted)).sum())
-        if links and known < FEWEST:
+        if known < FEWEST and links:
             links += [Shift(predicted, true)] if known else []
-        else:
+        elif known >= FEWEST or share == shares[-1]:
             links.append(Calibration(units, predicted, true, method=correction.method, residual=correction.residual))
     only, *others = links
     return Chain(links) if others or isinstance(only, Shift) else only

@@ -79,9 +79,8 @@ class Chain:
         mean, below, above = predicted, torch.zeros(()), torch.zeros(())
         for link in self.links:
             mean, low, high = link(units, mean)
-            below, above = (below.square() + (mean - low).square()), (above.square() + (high - mean).square())
-            below, above = below.sqrt(), above.sqrt()
-        return Calibrated(mean, mean - below, mean + above)
+            below, above = below + (mean - low).square(), above + (high - mean).square()
+        return Calibrated(mean, mean - below.sqrt(), mean + above.sqrt())
 
 
 class Shift:
