@@ -31,7 +31,7 @@ import hypertune_mip as ht
 from benchmarks import results, tasks, trust_tasks
 from hypertune_mip.surrogate.trust import settings_to_verify
 from hypertune_mip.verification import statistics
-from hypertune_mip.verification.calibration import Calibrated, Calibration, Chain, Shift
+from hypertune_mip.verification.calibration import Calibrated, Calibration, Chain, Gap
 
 SETTINGS = 32  # of the truth that judges, none of them learned from
 LEARNED = 16  # settings at most that a surrogate learns from, by branches or truths
@@ -161,16 +161,19 @@ def _by_trainings(one: dict[str, Any], metric: str, units: Tensor) -> Calibrated
 
 def _by_branches(one: dict[str, Any], metric: str, units: Tensor) -> Calibrated:
     """As after `verify(settings=16, best=1, share=0.125)`."""
-    where, predicted, learned = _learned(one, metric, LEARNED)
-    return Calibration(where, predicted, learned["0.125"])(units, _surrogate_alone(one, metric, units))
+    return _by_branches_and(0, LEARNED, one, metric)(units, _surrogate_alone(one, metric, units))
 
 
 def _by_both(one: dict[str, Any], metric: str, units: Tensor) -> Calibrated:
     """As after `verify(settings=8, best=1, share=0.125)` and `verify(settings=1, best=0)`."""
-    where, predicted, learned = _learned(one, metric, 8)
-    branches = Calibration(where, predicted, learned["0.125"])
-    shift = Shift(branches(where[:1], predicted[:1]).mean, learned["true"][:1])
-    return Chain([branches, shift])(units, _surrogate_alone(one, metric, units))
+    return _by_branches_and(1, 8, one, metric)(units, _surrogate_alone(one, metric, units))
+
+
+def _by_branches_and(trainings: int, branches: int, one: dict[str, Any], metric: str) -> Chain:
+    where, predicted, learned = _learned(one, metric, branches)
+    links: list[Calibration | Gap] = [Calibration(where, predicted, learned["0.125"])]
+    foreseen = Chain(links)(where, predicted).mean[:trainings]
+    return Chain([*links, Gap(predicted, learned["0.125"], foreseen, learned["true"][:trainings])])
 
 
 def _process_on_trainings(one: dict[str, Any], metric: str, units: Tensor) -> Tensor:

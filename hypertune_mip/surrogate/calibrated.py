@@ -13,7 +13,7 @@ from torch import Tensor
 from hypertune_mip.directions import Direction
 from hypertune_mip.evaluation import Evaluator, gradients
 from hypertune_mip.space import SearchSpace
-from hypertune_mip.verification.calibration import Calibrated, Calibration, Chain
+from hypertune_mip.verification.calibration import Calibrated, Chain
 
 _CHUNK = 1024  # settings: a Gaussian process takes some memory for each
 
@@ -41,7 +41,7 @@ class CalibratedEvaluator:
         calibrations: By metric; others stay as they are.
     """
 
-    def __init__(self, evaluator: Evaluator, calibrations: Mapping[str, Calibration | Chain]) -> None:
+    def __init__(self, evaluator: Evaluator, calibrations: Mapping[str, Chain]) -> None:
         """See the class."""
         self.evaluator = evaluator
         self.calibrations = dict(calibrations)
@@ -88,7 +88,7 @@ class CalibratedEvaluator:
             }
 
 
-def _in_chunks(calibration: Calibration | Chain, units: Tensor, values: Tensor) -> Calibrated:
+def _in_chunks(calibration: Chain, units: Tensor, values: Tensor) -> Calibrated:
     pairs = zip(units.split(_CHUNK), values.split(_CHUNK), strict=True)
     parts = [calibration(*pair) for pair in pairs]
     return Calibrated(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

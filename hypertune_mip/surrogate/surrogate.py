@@ -346,7 +346,7 @@ class Surrogate(Deliveries):
         """A new surrogate, corrected by real trainings, which knows intervals; this one stays as it is.
 
         Reports on branches correct first, those on trainings from scratch what is left: one or two of these shift all
-        values. Without any, intervals are those of branches. What corrects first takes three settings.
+        values. Each kind of branches takes three settings. Intervals are those of one whole training.
 
         `evaluate` and all that builds on it give calibrated metrics there. A calibrated surrogate may be calibrated
         anew, by more reports: it starts from what the hypernetwork says.

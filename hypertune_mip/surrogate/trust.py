@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from hypertune_mip.surrogate.calibrated import CalibratedEvaluator, Correction
 from hypertune_mip.surrogate.search import diverse_best
 from hypertune_mip.training.options import at_least
 from hypertune_mip.trainings import Trainer
-from hypertune_mip.verification.calibration import FEWEST, Calibration, Chain, Shift
+from hypertune_mip.verification.calibration import FEWEST, Calibration, Chain, Gap
 from hypertune_mip.verification.report import Chosen, TrustReport
 from hypertune_mip.verification.response import responses
 
@@ -90,7 +90,8 @@ def make_report(
 ) -> TrustReport:
     """The report on real trainings; arguments as in `TrustReport`."""
     units = measure.space.to_unit(configs)
-    intervals = measure.intervals(units) if isinstance(measure, CalibratedEvaluator) else {}
+    whole = share is None  # intervals are those of whole trainings
+    intervals = measure.intervals(units) if whole and isinstance(measure, CalibratedEvaluator) else {}
     return TrustReport(
         metric=metric,
         direction=direction,
@@ -128,30 +129,45 @@ def corrected(evaluator: Evaluator, reports: Sequence[TrustReport], correction: 
     return CalibratedEvaluator(evaluator, {name: _calibration(evaluator, name, reports, correction) for name in names})
 
 
-def _calibration(
-    evaluator: Evaluator, name: str, reports: Sequence[TrustReport], correction: Correction
-) -> Calibration | Chain:
+def _calibration(evaluator: Evaluator, name: str, reports: Sequence[TrustReport], correction: Correction) -> Chain:
     """Of one metric: by branches, those of smaller shares first, and then by trainings from scratch.
 
-    The first kind takes three settings, so that one with fewer is passed over where another kind has them.
+    Each kind takes three settings. Branches with fewer are passed over; one or two trainings from scratch, or none,
+    tell what they can of the gap to what branches have taught.
     """
-    links: list[Calibration | Shift] = []
-    shares = sorted({report.share for report in reports}, key=lambda share: math.inf if share is None else share)
-    for share in shares:
-        alike = [report for report in reports if report.share == share]
-        seeds = max(report.seeds for report in alike)
-        units = torch.cat([evaluator.space.to_unit(report.configs) for report in alike])
-        true = torch.from_numpy(np.concatenate([_padded(report.true[name], seeds) for report in alike]))
-        predicted = evaluator(units)[name]
-        if links:
-            predicted = Chain(links)(units, predicted).mean
-        known = int((torch.isfinite(true).any(1) & torch.isfinite(predicted)).sum())
-        if known < FEWEST and links:
-            links += [Shift(predicted, true)] if known else []
-        elif known >= FEWEST or share == shares[-1]:
-            links.append(Calibration(units, predicted, true, method=correction.method, residual=correction.residual))
-    only, *others = links
-    return Chain(links) if others or isinstance(only, Shift) else only
+    fit = partial(Calibration, method=correction.method, residual=correction.residual)
+    by_share = {share: [report for report in reports if report.share == share] for share in {r.share for r in reports}}
+    scratch = by_share.pop(None, [])
+    links: list[Calibration | Gap] = []
+    moved: tuple[Tensor, Tensor] | None = None  # what the surrogate says, and what the last branches gave
+    for share in sorted(share for share in by_share if share is not None):
+        units, said, true = _trained(evaluator, name, by_share[share])
+        foreseen = Chain(links)(units, said).mean
+        if _usable(foreseen, true) >= FEWEST or (len(by_share) == 1 and not scratch):
+            links.append(fit(units, foreseen, true))
+            moved = said, true
+    units, said, true = _trained(evaluator, name, scratch)
+    foreseen = Chain(links)(units, said).mean
+    if moved is None or _usable(foreseen, true) >= FEWEST:
+        links.append(fit(units, foreseen, true))
+    else:
+        links.append(Gap(*moved, foreseen, true))
+    return Chain(links)
+
+
+def _trained(evaluator: Evaluator, name: str, reports: Sequence[TrustReport]) -> tuple[Tensor, Tensor, Tensor]:
+    """Settings of some reports (S, d), what the surrogate says there (S,), and what trainings gave (S, R)."""
+    if not reports:
+        return torch.empty(0, len(evaluator.space)), torch.empty(0), torch.empty(0, 1)
+    seeds = max(report.seeds for report in reports)
+    units = torch.cat([evaluator.space.to_unit(report.configs) for report in reports])
+    true = torch.from_numpy(np.concatenate([_padded(report.true[name], seeds) for report in reports]))
+    return units, evaluator(units)[name], true
+
+
+def _usable(foreseen: Tensor, true: Tensor) -> int:
+    """How many settings have a finite prediction and a finite training."""
+    return int((torch.isfinite(true).any(1) & torch.isfinite(foreseen)).sum())
 
 
 def _padded(runs: np.ndarray, seeds: int) -> np.ndarray:

@@ -15,7 +15,8 @@ Granger, 1969; Clemen, 1989). A surrogate that ranks all the real trainings righ
 alone corrects it. Intervals are as wide as the errors at trainings that were left out ask for.
 
 Trainings may be of several kinds: short branches, which are cheap and order settings nearly as whole trainings do, and
-whole trainings, which have the right values. A `Chain` corrects by one after the other, the cheapest first.
+whole trainings, which have the right values. A `Chain` corrects by one after the other, the cheapest first. Intervals
+are those of a whole training: where there are too few of these to learn from, a `Gap` says how far off they may be.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ _LENGTHSCALE = (0.0, 0.7)  # prior of the length scale, in units of the cube's d
 _MANY = 12  # settings, beyond which experts are weighed, and not fitted anew for each that is left out
 _OFFSET = 0.1  # of the median: what the logarithm adds, so that an error rate may be 0
 _RIGHT = 1e-6  # of the largest value: where residuals are smaller, there is nothing to correct
+_STILL_OFF = 0.5  # of how far branches have moved from the surrogate: standard deviation of what is left to move
 _SMALLEST = 1e-12
 _Curve = Callable[[Tensor], Tensor]
 _Fit = Callable[[Tensor, Tensor], _Curve]
@@ -70,7 +72,7 @@ class Chain:
         links: The first corrects the surrogate.
     """
 
-    def __init__(self, links: Sequence[Calibration | Shift]) -> None:
+    def __init__(self, links: Sequence[Calibration | Gap]) -> None:
         """See the class."""
         self.links = tuple(links)
 
@@ -83,26 +85,51 @@ class Chain:
         return Calibrated(mean, mean - below.sqrt(), mean + above.sqrt())
 
 
-class Shift:
-    """What one or two trainings tell: how far all values are off.
+class Gap:
+    """How far whole trainings are off from what short branches have taught, where fewer than three of them tell it.
+
+    Real training is expected to go on from a branch by half as much as the branch has moved from the surrogate: at all
+    settings alike, and at each on its own, so two independent normal distributions of the same standard deviation.
+    Trainings, where there are any, then tell the common part. Half is what made intervals cover nine in ten over the
+    tasks of `benchmarks/trust.py`, whatever the share of the branches.
 
     Args:
-        predicted: What has been foreseen there, (S,).
-        true: What the trainings gave, (S,) or (S, R), NaN where there is none; not all of it.
+        surrogate: What the surrogate says where branches were trained, (B,).
+        branches: What the branches gave there, (B,), or (B, R) for up to R seeds, NaN where there is none.
+        foreseen: What is foreseen where there are whole trainings, (S,); may be empty.
+        true: What these gave, (S,) or (S, R).
     """
 
-    def __init__(self, predicted: Float[Tensor, "S"], true: Float[Tensor, "S"] | Float[Tensor, "S R"]) -> None:
+    def __init__(
+        self,
+        surrogate: Float[Tensor, "B"],
+        branches: Float[Tensor, "B"] | Float[Tensor, "B R"],
+        foreseen: Float[Tensor, "S"],
+        true: Float[Tensor, "S"] | Float[Tensor, "S R"],
+    ) -> None:
         """See the class."""
-        true = (true if true.ndim == 2 else true.unsqueeze(1)).double().nanmean(1)
-        good = torch.isfinite(true) & torch.isfinite(predicted)
-        self._scale = _Scale.of(predicted[good].double(), true[good])
-        self._size = float((self._scale(true[good]) - self._scale(predicted[good].double())).mean())
+        before, after = _both_known(surrogate, branches)
+        foreseen, true = _both_known(foreseen, true)
+        self._scale = _Scale.of(torch.cat([before, foreseen]), torch.cat([after, true]))
+        moved = self._scale(after) - self._scale(before)
+        size = _STILL_OFF * float(moved.square().mean().sqrt())
+        share = 1 / (len(true) + 1)  # of the common part that stays unknown
+        self._common = share * float((self._scale(true) - self._scale(foreseen)).sum())
+        self._margin = _QUANTILE * size * math.sqrt(share + 1)
 
     def __call__(self, units: Float[Tensor, "S d"], predicted: Float[Tensor, "S"]) -> Calibrated:
-        """Calibrated predictions; how far the shift differs from setting to setting is taken to be its size."""
-        center = self._scale(predicted.double().cpu()) + self._size
-        margin = abs(self._size)
-        return Calibrated(*(self._scale.back(values) for values in (center, center - margin, center + margin)))
+        """What one whole training would give, where branches would give what is predicted."""
+        center = self._scale(predicted.double().cpu()) + self._common
+        return Calibrated(
+            *(self._scale.back(values) for values in (center, center - self._margin, center + self._margin))
+        )
+
+
+def _both_known(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    """What is predicted and the mean of what is true, where both are finite."""
+    mean = (true if true.ndim == 2 else true.unsqueeze(1)).double().nanmean(1)
+    good = torch.isfinite(mean) & torch.isfinite(predicted)
+    return predicted[good].double(), mean[good]
 
 
 @dataclass(frozen=True)
