@@ -21,6 +21,7 @@ NAMES = (
     "steps",
     "gpu",
     "trust",
+    "responses",
     "branches",
     "search",
     "rivals",

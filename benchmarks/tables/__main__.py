@@ -18,6 +18,7 @@ _ALL += (fitting.optuna_rate, trust.exact, trust.rates, trust.cost, trust.trust,
 _ALL += (
     trust.fronts,
     trust.controls,
+    trust.responses,
     trust.search,
     trust.search_summary,
     trust.search_clock,

@@ -42,6 +42,24 @@ def rates() -> str:
     return table(["task", *(f"at {rate:g}" for rate in columns), "best", "taken"], lines) + environment(document)
 
 
+def responses() -> str:
+    """How far off the surfaces are of which problems for samplers are made."""
+    document = results.read("responses")
+    lines = [
+        [
+            r["task"],
+            r["metric"],
+            r["settings"],
+            f"{100 * r['error']:.0f} %",
+            f"{r['tau']:.2f}",
+            "yes" if r["kept"] else "no",
+        ]
+        for r in document["rows"]
+    ]
+    header = ["task", "metric", "settings", "error, in standard deviations", "tau with what was left out", "a problem"]
+    return table(header, lines) + environment(document)
+
+
 def cost() -> str:
     """What `fit` costs on each task of `trust`, in plain trainings."""
     document = results.read("cost")

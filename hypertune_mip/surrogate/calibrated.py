@@ -13,6 +13,7 @@ from torch import Tensor
 from hypertune_mip.directions import Direction
 from hypertune_mip.evaluation import Evaluator, gradients
 from hypertune_mip.space import SearchSpace
+from hypertune_mip.surrogate.composed import value_and_gradient_through
 from hypertune_mip.verification.calibration import Calibrated, Chain
 
 _CHUNK = 1024  # settings: a Gaussian process takes some memory for each
@@ -68,14 +69,10 @@ class CalibratedEvaluator:
 
         The calibration depends on the setting and on the evaluator's value there: the chain rule joins both.
         """
-        values, slopes = self.evaluator.value_and_gradient(units, metric)
         if metric not in self.calibrations:
-            return values, slopes
-        with gradients(True):
-            point, raw = units.detach().double().cpu().requires_grad_(), values.clone().requires_grad_()
-            mean = self.calibrations[metric](point, raw).mean
-            by_point, by_raw = torch.autograd.grad(mean.sum(), (point, raw), allow_unused=True, materialize_grads=True)
-        return mean.detach(), by_point + by_raw.unsqueeze(-1) * slopes
+            return self.evaluator.value_and_gradient(units, metric)
+        calibrated = lambda units, values: self.calibrations[metric](units, values).mean  # noqa: E731
+        return value_and_gradient_through(self.evaluator, units, metric, calibrated)
 
     def intervals(self, units: Float[Tensor, "S d"]) -> dict[str, Calibrated]:
         """Calibrated metrics with their spread, by name; only those that are calibrated."""

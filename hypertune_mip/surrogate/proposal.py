@@ -2,34 +2,53 @@
 
 A search with real trainings asks for one setting at a time and hands over all results so far, so nothing has to be kept
 between two questions: a restarted search, or several workers, go on where the results stand.
+
+The surrogate has to earn its word: what it says, corrected by the results, counts beside a Gaussian process on the
+results alone, each for what it foresees of results that it has not seen. There is no point at which it is dropped, nor
+one from which it is trusted.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Normal
 
-from hypertune_mip.arguments import real_number, seed_number
-from hypertune_mip.directions import Direction, sign
+from hypertune_mip.arguments import seed_number
+from hypertune_mip.directions import Direction
 from hypertune_mip.errors import MissingExtraError, OptionError, SpaceError
 from hypertune_mip.space import SearchSpace
-from hypertune_mip.surrogate.search import distance_to, diverse_best
+from hypertune_mip.surrogate.search import descended, distance_to, diverse_best
 from hypertune_mip.surrogate.surrogate import Surrogate
 from hypertune_mip.surrogate.turned import Turned
 from hypertune_mip.training.options import at_least
-from hypertune_mip.verification.calibration import FEWEST, Calibration
-from hypertune_mip.verification.statistics import regret, sparse_kendall
+from hypertune_mip.verification.calibration import FEWEST
+from hypertune_mip.verification.experts import quietly
+
+if TYPE_CHECKING:
+    from hypertune_mip.surrogate.improvement import Improvement
 
 _APART = 0.02  # in some column: closer to a setting that is tried already, a proposal teaches little
 _LOCAL = 8  # of the best candidates, with as many variations each
 _SPREAD = 0.1  # standard deviation of variations, in units
-_SMALLEST = 1e-12
+_STARTS, _STEPS = 4, 8  # of descent: as many settings' gradients a proposal
+
+
+class Proposal(NamedTuple):
+    """What to train next.
+
+    Args:
+        unit: The setting, (1, d).
+        weight: How much a difference that the surrogate predicts between two settings counted for: 1 as predicted, 0
+            not at all.
+    """
+
+    unit: Tensor
+    weight: float
 
 
 class Proposer:
@@ -38,13 +57,9 @@ class Proposer:
     Args:
         surrogate: Trained; as it is, or calibrated.
         metric: What the search is about.
-        startup: How many of the surrogate's best settings, lying apart, come first. Then settings are spread over the
-            space until results suffice to calibrate the surrogate: they teach more than further best ones.
-        explore_every: Every so many-th proposal is a setting spread over the space, whatever the surrogate says.
-        min_tau: Least Kendall's tau of the surrogate's predictions with the results; below it is not trusted.
-        max_regret: How much worse than the best result the one may be that the surrogate ranks first, as a share of
-            the results' range; above it is not trusted.
-        gate_after: Results that it takes to look at tau and regret.
+        startup: How many of the surrogate's best settings, lying apart, come first, unless a trust report doubts it.
+            Then settings are spread over the space until there are results to learn from: they teach more than
+            further best ones.
         candidates: Sobol settings that the surrogate is asked about, once.
         seed: Of candidates and variations.
 
@@ -55,21 +70,10 @@ class Proposer:
     """
 
     def __init__(
-        self,
-        surrogate: Surrogate,
-        metric: str,
-        *,
-        startup: int = 2,
-        explore_every: int = 5,
-        min_tau: float = 0.2,
-        max_regret: float = 0.5,
-        gate_after: int = 8,
-        candidates: int = 512,
-        seed: int = 0,
+        self, surrogate: Surrogate, metric: str, *, startup: int = 2, candidates: int = 512, seed: int = 0
     ) -> None:
         """See the class."""
-        startup, gate_after, candidates = at_least(1, startup=startup, gate_after=gate_after, candidates=candidates)
-        (explore_every,) = at_least(2, explore_every=explore_every)
+        startup, candidates = at_least(1, startup=startup, candidates=candidates)
         if metric not in surrogate.metrics:
             raise SpaceError(f"The metric {metric!r} is unknown; `metric` returns {list(surrogate.metrics)}.")
         if importlib.util.find_spec("botorch") is None:
@@ -77,10 +81,6 @@ class Proposer:
         self.surrogate = surrogate
         self.metric = metric
         self.startup = startup
-        self.explore_every = explore_every
-        self.min_tau = real_number("min_tau", min_tau, error=OptionError)
-        self.max_regret = real_number("max_regret", max_regret, error=OptionError)
-        self.gate_after = gate_after
         self.candidates = candidates
         self.seed = seed_number(seed, error=OptionError)
         self._found: dict[Direction, Tensor] = {}  # the surrogate's best
@@ -90,30 +90,6 @@ class Proposer:
         """Of the proposals."""
         return self.surrogate.space
 
-    def doubts(self, tried: Float[Tensor, "N d"], values: Float[Tensor, "N"], *, direction: Direction) -> str | None:
-        """Why the surrogate is not to be trusted in this search, as a sentence; None if it is.
-
-        Args:
-            tried: Settings with a result.
-            values: The results; NaN where training failed.
-            direction: Whether small or large values are the better ones.
-        """
-        good = torch.isfinite(values)
-        count = int(good.sum())
-        if count < self.gate_after:
-            same = direction == self.surrogate.directions[self.metric]
-            return (" ".join(self.surrogate.doubts(self.metric)) or None) if same else None
-        predicted, true = (sign(direction) * column.numpy() for column in (self._predict(tried[good]), values[good]))
-        tau, lost = sparse_kendall(predicted, true), regret(predicted, true)
-        if not tau >= self.min_tau:
-            return f"Kendall's tau of its predictions with {count} results is {tau:.2f}, below {self.min_tau:g}."
-        if lost > self.max_regret:
-            return (
-                f"Of {count} results the one that it ranks first is worse than the best by {lost:.0%} of their range,"
-                f" above {self.max_regret:.0%}."
-            )
-        return None
-
     def propose(
         self,
         tried: Float[Tensor, "N d"],
@@ -121,8 +97,8 @@ class Proposer:
         pending: Float[Tensor, "P d"],
         *,
         direction: Direction,
-    ) -> Float[Tensor, "1 d"]:
-        """The next setting.
+    ) -> Proposal:
+        """The next setting, and how much the surrogate had to say in it.
 
         Args:
             tried: Settings with a result, in any order.
@@ -131,49 +107,51 @@ class Proposer:
             direction: Whether small or large values are the better ones.
         """
         known = torch.cat([tried, pending])
-        turn, count = divmod(len(known), self.explore_every)
-        if count == self.explore_every - 1:
-            return self._spread(known, number=turn, seed=self.seed + 1)
-        if len(known) < self.startup:
-            return self._best_by_surrogate(known, direction)
-        predicted = self._predict(tried)
-        if int((torch.isfinite(values) & torch.isfinite(predicted)).sum()) < FEWEST:
-            return self._spread(known, number=len(known), seed=self.seed + 2)
-        calibration = Calibration(tried, predicted, values)
-        target = float(torch.where(torch.isfinite(values), sign(direction) * values, math.inf).min())
-        return self._best_by_improvement(calibration, target, known, direction)
+        if len(known) < self.startup and not self._doubted(direction):
+            return Proposal(self._best_by_surrogate(known, direction), 1.0)
+        improvement = self._improvement(tried, values, known, direction)
+        if improvement is None:
+            return Proposal(self._spread(known), 0.0)
+        return Proposal(self._best_by_improvement(improvement, known), improvement.weight)
+
+    def _doubted(self, direction: Direction) -> bool:
+        """Whether a trust report says that the surrogate's best settings are no good start."""
+        return direction == self.surrogate.directions[self.metric] and bool(self.surrogate.doubts(self.metric))
 
     def _best_by_surrogate(self, known: Tensor, direction: Direction) -> Tensor:
         best = self._best(direction)
         fresh = best[distance_to(best, known) >= _APART]
-        return fresh[:1] if len(fresh) else self._spread(known, number=len(known), seed=self.seed + 2)
+        return fresh[:1] if len(fresh) else self._spread(known)
 
-    def _spread(self, known: Tensor, *, number: int, seed: int) -> Tensor:
-        """A Sobol setting, the first from a number on that is not known, as far as the space has others."""
-        units = self.space.sample(number + len(known) + 1, seed=seed)[number:]
+    def _spread(self, known: Tensor) -> Tensor:
+        """A Sobol setting, as many into the sequence as are known, that is not known, as far as there are others."""
+        units = self.space.sample(2 * len(known) + 1, seed=self.seed + 1)[len(known) :]
         fresh = units[distance_to(units, known) >= _APART]
         return fresh[:1] if len(fresh) else units[:1]
 
-    def _best_by_improvement(
-        self, calibration: Calibration, target: float, known: Tensor, direction: Direction
-    ) -> Tensor:
-        """By how much a value, its sign turned where large ones are better, is expected to lie below `target`."""
-        normal = Normal(0.0, 1.0, validate_args=False)  # a surrogate may be NaN somewhere
+    def _improvement(self, tried: Tensor, values: Tensor, known: Tensor, direction: Direction) -> Improvement | None:
+        """What is expected of a training, by all results so far; None if they do not suffice."""
+        predicted = self._predict(tried)
+        good = torch.isfinite(values) & torch.isfinite(predicted)
+        if int(good.sum()) < FEWEST:
+            return None
+        with quietly():
+            from hypertune_mip.surrogate.improvement import Improvement
+        told = tried[good], predicted[good], values[good]
+        return Improvement(self.surrogate._measure, self.metric, *told, direction=direction, known=known, apart=_APART)
 
-        def improvement(units: Tensor, predicted: Tensor) -> Tensor:
-            calibrated = calibration(units, predicted)
-            deviation = calibrated.deviation.clamp_min(_SMALLEST)
-            score = (target - sign(direction) * calibrated.mean) / deviation
-            expected = deviation * (score * normal.cdf(score) + normal.log_prob(score).exp())
-            return torch.where(distance_to(units, known) >= _APART, expected.nan_to_num(nan=-1.0), -1.0)
-
+    def _best_by_improvement(self, improvement: Improvement, known: Tensor) -> Tensor:
+        """The best of the pool and of variations of its best, and what descent from there leads to."""
         units, predicted = self._pool
-        best = units[improvement(units, predicted).argsort(descending=True)[:_LOCAL]]
+        (scores,) = improvement.where_foreseen(units, predicted).values()
+        best = units[scores.nan_to_num(nan=torch.inf).argsort()[:_LOCAL]]
         generator = torch.Generator().manual_seed(self.seed + len(known))
         moves = _SPREAD * torch.randn(_LOCAL, *best.shape, generator=generator, dtype=best.dtype)
         around = torch.cat([best, self.space.snap((best + moves).clamp(0.0, 1.0).reshape(-1, best.shape[1]))])
-        winner = improvement(around, self._predict(around)).argmax()
-        return around[winner : winner + 1]
+        (scores,) = improvement.where_foreseen(around, self._predict(around)).values()
+        (metric,) = improvement.directions
+        found = descended(improvement, metric, around, scores, starts=_STARTS, steps=_STEPS)
+        return self.space.to_unit([found.config])
 
     def _predict(self, units: Tensor) -> Tensor:
         return torch.from_numpy(self.surrogate.evaluate_units(units)[self.metric]).double()

@@ -56,7 +56,7 @@ def optimize(measure: Measure, metric: str, *, candidates: int, starts: int, ste
     """
     turned = Turned(measure)
     units, values = _candidates(turned, metric, candidates, seed)
-    best = _descended(turned, metric, units, values, starts=starts, steps=steps)
+    best = descended(turned, metric, units, values, starts=starts, steps=steps)
     return Optimum(best.config, turned.sign(metric) * best.value)
 
 
@@ -69,7 +69,7 @@ def _candidates(
         return units, _nan_last(_metric(measure(units), metric))
 
 
-def _descended(
+def descended(
     measure: Measure,
     metric: str,
     units: Float[Tensor, "S d"],
@@ -78,9 +78,18 @@ def _descended(
     starts: int,
     steps: int,
 ) -> Optimum:
-    """The setting of the smallest value that descent from the best of some settings has met."""
+    """The setting of the smallest value that descent from the best of some settings has met.
+
+    Args:
+        measure: Of the metric.
+        metric: Its name; small values are the better ones.
+        units: Settings to start from.
+        values: The metric there; NaN counts as worse than any other.
+        starts: From how many.
+        steps: Of each.
+    """
     with gradients(False):
-        space = measure.space
+        space, values = measure.space, _nan_last(values)
         order = torch.argsort(values)[:starts]
         free = torch.tensor([dim.cells is None for dim in space.dimensions])
         best_units, best_values = units[order], values[order]
@@ -126,7 +135,7 @@ def diverse_best(
     """
     space, turned = measure.space, Turned(measure)
     sampled, values = _candidates(turned, metric, candidates, seed)
-    optimum = _descended(turned, metric, sampled, values, starts=8, steps=30)
+    optimum = descended(turned, metric, sampled, values, starts=8, steps=30)
     units, places = torch.unique(sampled, dim=0, return_inverse=True)
     order = torch.argsort(torch.empty(len(units), dtype=values.dtype).index_copy(0, places, values))
     units = torch.cat([space.to_unit(optimum.config), units[order]])

@@ -1,9 +1,8 @@
 """An Optuna sampler for a study of REAL trainings that knows a surrogate of them.
 
-The surrogate's best settings come first, lying apart; settings spread over the space follow until results suffice to
-calibrate the surrogate; then settings are proposed by expected improvement. Parameters that the surrogate does not know
-(a learning rate, a width) come from an inner sampler. Where results show that the surrogate ranks settings wrongly, the
-inner sampler takes over altogether.
+The surrogate's best settings come first, lying apart; settings spread over the space follow until there are results to
+learn from; then settings are proposed by expected improvement, in which the surrogate counts for as much as it has
+earned beside the results alone. Parameters that it does not know (a learning rate, a width) come from an inner sampler.
 """
 
 from __future__ import annotations
@@ -28,6 +27,9 @@ from hypertune_mip.surrogate.proposal import Proposer
 from hypertune_mip_optuna.agreement import check_directions, directions_of
 
 _PROPOSAL = "hypertune_mip:proposal"
+_WEIGHT = "hypertune_mip:weight"
+_TELLING = 8  # results, or finished trials, from which on a warning can be relied on
+_FADED = 0.1  # weight of a surrogate that is as good as out
 _RESULT = (TrialState.COMPLETE, TrialState.FAIL)
 _ONE_AT_A_TIME = threading.RLock()  # of a study's threads, so that each sees what the others were proposed
 _AHEAD = 16  # workers that may ask at the same time; a trial that was killed before it was proposed anything counts too
@@ -38,20 +40,16 @@ class SurrogateSampler(BaseSampler):
 
     All that it knows of a study it reads from the study's storage, so it may be restarted, and any number of workers
     may share a study, each with a sampler of its own. Pruned trials count as tried, but their values do not: they
-    belong to a shorter training.
+    belong to a shorter training. A trial's system attribute "hypertune_mip:weight" tells how much a difference that the
+    surrogate predicts between two settings counted for in what was proposed: 1 as predicted, 0 not at all.
 
     Args:
         surrogate: Trained on the parameters that are to come from it. One that the objective suggests from another
             distribution than the surrogate's is left to the inner sampler.
         metric: The surrogate's metric that the study's objective measures by real training.
-        inner: For all other parameters, and for all where the surrogate is not to be trusted; None is Optuna's TPE.
-        startup: How many of the surrogate's best settings are tried first; then settings are spread over the space
-            until there are results to learn from.
-        explore_every: Every so many-th trial is spread over the space, whatever the surrogate says.
-        min_tau: Least Kendall's tau of predictions with results; below it the surrogate is not to be trusted.
-        max_regret: How much worse than the best result the one may be that the surrogate ranks first, as a share of
-            the results' range; above it the surrogate is not to be trusted.
-        gate_after: Results that it takes to look at tau and regret. Before, a trust report with doubts does the same.
+        inner: For all other parameters; None is Optuna's TPE.
+        startup: How many of the surrogate's best settings are tried first, unless a trust report doubts it; then
+            settings are spread over the space until there are results to learn from.
         candidates: Sobol settings that the surrogate is asked about, once.
         seed: Of the surrogate's proposals, and of the default inner sampler.
 
@@ -59,6 +57,9 @@ class SurrogateSampler(BaseSampler):
         SpaceError: If the metric is unknown; in a study, if the surrogate's stated `directions` contradict its own.
         OptionError: If a number is too small.
         MissingExtraError: If BoTorch is not installed.
+
+    Warns:
+        HypertuneWarning: Once, if results tell that the surrogate hardly counts, or no trial suggests what it knows.
 
     Example:
         >>> import hypertune_mip as ht
@@ -81,10 +82,6 @@ class SurrogateSampler(BaseSampler):
         *,
         inner: BaseSampler | None = None,
         startup: int = 2,
-        explore_every: int = 5,
-        min_tau: float = 0.2,
-        max_regret: float = 0.5,
-        gate_after: int = 8,
         candidates: int = 512,
         seed: int | None = None,
     ) -> None:
@@ -93,10 +90,6 @@ class SurrogateSampler(BaseSampler):
             surrogate,
             metric,
             startup=startup,
-            explore_every=explore_every,
-            min_tau=min_tau,
-            max_regret=max_regret,
-            gate_after=gate_after,
             candidates=candidates,
             seed=0 if seed is None else seed,
         )
@@ -167,14 +160,20 @@ class SurrogateSampler(BaseSampler):
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Value]:
         """A new proposal, which other workers read from the study; empty if the surrogate takes no part."""
         tried, values, pending, ahead = self._results(study, trial)
-        if self._doubts(study, tried, values, pending) is not None:
+        if not len(tried) and not len(pending) and self._knows_nothing_of(study):
             return {}
         for _ in range(ahead):
-            theirs = self.proposer.propose(tried, values, pending, direction=_direction(study))
+            theirs = self.proposer.propose(tried, values, pending, direction=_direction(study)).unit
             pending = torch.cat([pending, theirs])
-        unit = self.proposer.propose(tried, values, pending, direction=_direction(study))
+        unit, weight = self.proposer.propose(tried, values, pending, direction=_direction(study))
+        if len(tried) >= _TELLING and weight < _FADED:
+            self._warn(
+                f"By {len(tried)} results the surrogate foresees so little that it counts for {weight:.0%} in this"
+                " search from here; a Gaussian process on the results does the rest."
+            )
         config = self.proposer.space.from_unit(unit)[0]
-        study._storage.set_trial_system_attr(trial._trial_id, _PROPOSAL, config)
+        for name, value in ((_PROPOSAL, config), (_WEIGHT, weight)):
+            study._storage.set_trial_system_attr(trial._trial_id, name, value)
         return config
 
     def _results(self, study: optuna.Study, trial: FrozenTrial) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -206,24 +205,20 @@ class SurrogateSampler(BaseSampler):
         numbers = torch.tensor(values, dtype=torch.float64)
         return torch.cat([empty, *tried]), numbers, torch.cat([empty, *pending]), min(ahead, _AHEAD)
 
-    def _doubts(self, study: optuna.Study, tried: Tensor, values: Tensor, pending: Tensor) -> str | None:
-        """Why the surrogate takes no part; said once."""
-        doubts = self.proposer.doubts(tried, values, direction=_direction(study))
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(finished) >= self.proposer.gate_after and not len(tried) and not len(pending):
-            doubts = (
-                f"none of {len(finished)} finished trials suggested all of {list(self.proposer.space)} from the"
-                " surrogate's own space."
+    def _knows_nothing_of(self, study: optuna.Study) -> bool:
+        """Whether trials have been finished, but none suggested the surrogate's parameters; said once."""
+        finished = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        if finished >= _TELLING:
+            self._warn(
+                f"The surrogate takes no part in this search: none of {finished} finished trials suggested all of"
+                f" {list(self.proposer.space)} from its own space. {type(self.inner).__name__} goes on alone."
             )
-        if doubts is not None and not self._warned:
+        return finished >= _TELLING
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"The surrogate takes no part in this search for now: {doubts} {type(self.inner).__name__} goes on"
-                " alone, with all results so far, until these speak for the surrogate.",
-                HypertuneWarning,
-                stacklevel=2,
-            )
-        return doubts
+            warnings.warn(message, HypertuneWarning, stacklevel=2)
 
 
 def _direction(study: optuna.Study) -> Direction:

@@ -27,8 +27,8 @@ class SurrogateSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
     """Proposes settings for Ray Tune's trials from a surrogate, and learns from each that finishes.
 
     It is Ray's own search on Optuna with a `SurrogateSampler`: the surrogate's best settings come first, then expected
-    improvement on the calibrated surrogate, and the inner sampler alone where the surrogate turns out to be wrong. A
-    trial that fails counts as tried; one that a scheduler stops early counts with the value that it reached.
+    improvement, in which the surrogate counts for as much as it has earned. A trial that fails counts as tried; one
+    that a scheduler stops early counts with the value that it reached.
 
     Args:
         surrogate: Trained on the hyperparameters that are to come from it.

@@ -1,4 +1,4 @@
-"""The OptunaHub entry: the files that the hub asks for, and an example that runs."""
+"""The sampler's OptunaHub entry: the files that the hub asks for, and an example that runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import yaml
 
 from hypertune_mip_optuna import SurrogateSampler
 
-FOLDER = Path(__file__).parents[2] / "integrations/optunahub/package/samplers/hypertune_mip"
+HUB = Path(__file__).parents[2] / "integrations/optunahub/package"
+FOLDER = HUB / "samplers/hypertune_mip"
 
 
 def load(path: Path) -> ModuleType:
@@ -33,7 +34,7 @@ def test_the_front_matter_is_complete() -> None:
     assert set(fields) == {"author", "title", "description", "tags", "optuna_versions", "license"}
     assert all(fields.values())
     assert "## Example" in text
-    assert (FOLDER / "LICENSE").read_text() == (FOLDER.parents[4] / "LICENSE").read_text()
+    assert (FOLDER / "LICENSE").read_text() == (HUB.parents[2] / "LICENSE").read_text()
 
 
 def test_the_example_runs() -> None:
