@@ -13,6 +13,7 @@ import torch
 import hypertune_mip as ht
 from hypertune_mip.verification import statistics
 from hypertune_mip.verification.calibration import Calibration, Chain, Gap
+from hypertune_mip.verification.experts import Line, Mixture
 from tests import small_problem as problem
 
 SPACE = ht.SearchSpace({"a": problem.SPACE["dropout"], "b": problem.SPACE["dropout"]})
@@ -223,6 +224,18 @@ def test_margins_of_links_add_up_in_squares() -> None:
     assert found.mean.tolist() == [11.0, 11.0]
     assert found.low.tolist() == [6.0, 6.0]
     assert found.high.tolist() == [21.0, 21.0]
+
+
+def test_what_experts_are_believed_in_changes_their_certainty_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    units, fresh = settings(10), settings(6, seed=1)
+    true = surface(units) + 0.1 * torch.randn(10, generator=generator, dtype=torch.float64)
+    mixture = Mixture.fit(Line.fit, units, surface(units), true, weighed=True)
+    before, after = (m(fresh, surface(fresh), noise=False) for m in (mixture, mixture.believing(fresh[:2])))
+    torch.testing.assert_close(after.mean, before.mean, rtol=1e-5, atol=1e-6)
+    assert bool((after.deviation[:2] < 0.95 * before.deviation[:2]).all())
+    noisy = mixture(fresh, surface(fresh))
+    assert bool((noisy.deviation > before.deviation).all())
 
 
 @pytest.mark.parametrize("raises", [True, False])

@@ -38,7 +38,9 @@ class Improvement:
         predicted: What the surrogate says there, (N,).
         values: The results, (N,).
         direction: Whether small or large results are the better ones.
-        known: Settings, (K, d), to whose neighbourhood no improvement is ascribed: they are trained already.
+        pending: Settings whose results are not there yet, (P, d): they are believed to be what is foreseen.
+        foreseen: What the surrogate says there, (P,), all finite.
+        known: Settings, (K, d), to whose neighbourhood no improvement is ascribed.
         apart: How large that is, in units: by the column that differs most.
 
     Attributes:
@@ -55,6 +57,8 @@ class Improvement:
         values: Float[Tensor, "N"],
         *,
         direction: Direction,
+        pending: Float[Tensor, "P d"],
+        foreseen: Float[Tensor, "P"],
         known: Float[Tensor, "K d"],
         apart: float,
     ) -> None:
@@ -64,8 +68,12 @@ class Improvement:
         self._known, self._apart = known, apart
         x, y = self._turned(predicted), self._turned(values)
         mixture = Mixture.fit(Line.fit, tried, x, y, weighed=True)
-        self._logarithm = LogExpectedImprovement(_Model(mixture), best_f=y.min(), maximize=False)
         self.weight = float(mixture.weights[0] * Line.fit(x, y).slope)
+        best = y.min()
+        if len(pending):
+            best = torch.minimum(best, mixture(pending, self._turned(foreseen), noise=False).mean.min())
+            mixture = mixture.believing(pending)
+        self._logarithm = LogExpectedImprovement(_Model(mixture), best_f=best, maximize=False)
 
     @property
     def space(self) -> SearchSpace:

@@ -109,7 +109,7 @@ class Proposer:
         known = torch.cat([tried, pending])
         if len(known) < self.startup and not self._doubted(direction):
             return Proposal(self._best_by_surrogate(known, direction), 1.0)
-        improvement = self._improvement(tried, values, known, direction)
+        improvement = self._improvement(tried, values, pending, direction)
         if improvement is None:
             return Proposal(self._spread(known), 0.0)
         return Proposal(self._best_by_improvement(improvement, known), improvement.weight)
@@ -129,7 +129,7 @@ class Proposer:
         fresh = units[distance_to(units, known) >= _APART]
         return fresh[:1] if len(fresh) else units[:1]
 
-    def _improvement(self, tried: Tensor, values: Tensor, known: Tensor, direction: Direction) -> Improvement | None:
+    def _improvement(self, tried: Tensor, values: Tensor, pending: Tensor, direction: Direction) -> Improvement | None:
         """What is expected of a training, by all results so far; None if they do not suffice."""
         predicted = self._predict(tried)
         good = torch.isfinite(values) & torch.isfinite(predicted)
@@ -137,8 +137,20 @@ class Proposer:
             return None
         with quietly():
             from hypertune_mip.surrogate.improvement import Improvement
-        told = tried[good], predicted[good], values[good]
-        return Improvement(self.surrogate._measure, self.metric, *told, direction=direction, known=known, apart=_APART)
+        foreseen = self._predict(pending)
+        waiting = torch.isfinite(foreseen)
+        return Improvement(
+            self.surrogate._measure,
+            self.metric,
+            tried[good],
+            predicted[good],
+            values[good],
+            direction=direction,
+            pending=pending[waiting],
+            foreseen=foreseen[waiting],
+            known=torch.cat([tried, pending]),
+            apart=_APART,
+        )
 
     def _best_by_improvement(self, improvement: Improvement, known: Tensor) -> Tensor:
         """The best of the pool and of variations of its best, and what descent from there leads to."""
@@ -153,7 +165,7 @@ class Proposer:
         found = descended(improvement, metric, around, scores, starts=_STARTS, steps=_STEPS)
         return self.space.to_unit([found.config])
 
-    def _predict(self, units: Tensor) -> Tensor:
+    def _predict(self, units: Float[Tensor, "S d"]) -> Float[Tensor, "S"]:
         return torch.from_numpy(self.surrogate.evaluate_units(units)[self.metric]).double()
 
     @cached_property

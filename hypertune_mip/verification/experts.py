@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -146,6 +146,12 @@ class Expert:
         mean, deviation = _foreseen(self.process, units, noise=noise)
         return Foreseen(self.curve(x) + mean, deviation)
 
+    def believing(self, units: Float[Tensor, "S d"]) -> Expert:
+        """The expert as if it turned out to be right at further settings: of the same opinion there, but surer."""
+        with quietly():
+            process = self.process.condition_on_observations(units, self.process.posterior(units).mean)
+        return replace(self, process=process)
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -181,6 +187,11 @@ class Mixture:
     def __call__(self, units: Float[Tensor, "S d"], x: Float[Tensor, "S"], *, noise: bool = True) -> Foreseen:
         """What one more training would give; or, without its noise, what is expected of it."""
         return _mixed([expert(units, x, noise=noise) for expert in self.experts], self.weights)
+
+    def believing(self, units: Float[Tensor, "S d"]) -> Mixture:
+        """The mixture as if its experts turned out to be right at further settings."""
+        corrected, alone = (expert.believing(units) for expert in self.experts)
+        return replace(self, experts=(corrected, alone))
 
 
 def _mixed(parts: Sequence[Foreseen], weights: Tensor) -> Foreseen:

@@ -184,6 +184,17 @@ def test_workers_do_not_propose_the_same(surrogate: ht.Surrogate, tmp_path: Path
     assert len(set(zip(first, second, strict=True))) == 4
 
 
+def test_workers_that_wait_for_results_are_not_sent_to_one_corner(surrogate: ht.Surrogate) -> None:
+    """What is foreseen of pending trials is believed: there is little to be learned next to them."""
+    study = optuna.create_study(sampler=sampler(surrogate))
+    noise = np.random.default_rng(1)
+    study.optimize(lambda trial: right(surrogate)(trial) + 0.1 * noise.standard_normal(), n_trials=6)
+    asked = [suggest_config(study.ask(), SPACE) for _ in range(5)]
+    units = SPACE.to_unit(asked)
+    apart = (units.unsqueeze(1) - units).abs().amax(-1)
+    assert float(apart.sum()) / 20 > 0.2  # 0.04 if they are only kept from being the same
+
+
 def test_threads(surrogate: ht.Surrogate) -> None:
     study = optuna.create_study(sampler=sampler(surrogate))
     study.optimize(right(surrogate), n_trials=12, n_jobs=3)
