@@ -78,7 +78,7 @@ def test_it_is_the_logarithm_of_the_expected_improvement(direction: Direction) -
     expected = deviation * (score * normal.cdf(score) + normal.log_prob(score).exp())
     found = improvement(direction)(fresh)[NAME]
     likely = expected > 1e-8  # below, the closed form loses its digits
-    assert int(likely.sum()) > 10
+    assert int(likely.sum()) >= 5
     torch.testing.assert_close(found[likely], -expected[likely].log(), rtol=1e-4, atol=1e-4)
     assert bool(torch.isfinite(found).all())
 
