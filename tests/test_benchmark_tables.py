@@ -66,6 +66,12 @@ def document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }  # fmt: skip
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     (tmp_path / "search.json").write_text(json.dumps(content))
+    early = [
+        row(method, (1, 1.0, 1.0), (2, own, own), seed=seed)
+        for method, own in (("tpe4", 0.9), ("gp4", 0.05))
+        for seed in range(3)
+    ]
+    (tmp_path / "rivals.json").write_text(json.dumps({"rows": early}))
     return content
 
 
@@ -90,6 +96,10 @@ def test_search_summary() -> None:
     assert measured["tasks on which TPE's regret at 64 is reached within 8 trainings"] == "1 of 1"
     assert measured["tasks with less regret than ASHA, as many trainings"] == "1 of 1"
     assert measured["than TPE, as many trainings"] == "0 of 1"
+    early = "tasks with no more regret than TPE and GP (4 random starts) at every count up to 2"
+    assert measured[early] == "0 of 1"  # the GP is ahead after its second
+    assert measured["counts of all tasks where that is so"] == "1 of 2"
+    assert measured[f"{early}, `fit` counted as trainings"] == "1 of 1"  # there is no count beyond `fit`
     assert measured["regret (%) / TPE's after 8, 16, 32 trials, surrogate: broken"] == "0.0 / 0.0, 0.0 / 0.0, 0.0 / 0.0"
 
 

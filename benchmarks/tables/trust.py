@@ -183,11 +183,39 @@ def search_summary() -> str:
         ["than TPE, as many trainings", f"{better[2]} of {len(curves)}", ""],
         ["test regret at the end, median task", f"{100 * end:.1f} %", "1 %"],
     ]
+    ahead = _ahead(document, results.read("rivals"), list(curves))
+    (_, counts), tasks = ahead[0][0], len(curves)
+    for free, of in (("", 0), (", `fit` counted as trainings", 1)):
+        everywhere = sum(wins == possible for wins, possible in ahead[of])
+        name = f"tasks with no more regret than TPE and GP (4 random starts) at every count up to {counts}{free}"
+        lines.append([name, f"{everywhere} of {tasks}", "6"])
+        wins, possible = (sum(column) for column in zip(*ahead[of], strict=True))
+        lines.append([f"counts of all tasks where that is so{free}", f"{wins} of {possible}", ""])
     for case in document["broken"]:
         own, tpe = found[case]["surrogate"][document["cost_of_fit"] :], found[case]["tpe"]
         pairs = ", ".join(f"{100 * _after(n, own):.1f} / {100 * _after(n, tpe):.1f}" for n in (8, 16, 32))
         lines.append([f"regret (%) / TPE's after 8, 16, 32 trials, surrogate: {case}", pairs, "1.1 times TPE's"])
     return table(["", "measured", "target"], lines)
+
+
+def _ahead(
+    document: dict[str, Any], rivals: dict[str, Any], cases: Sequence[str]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """At how many counts of trainings, of how many, the surrogate has no more regret than either rival, by case.
+
+    First with as many trials as the rivals, then with as many trainings, `fit` included.
+    """
+    by_trials, by_cost = [], []
+    for case in cases:
+        rows = [row for row in (*document["rows"], *rivals["rows"]) if row["case"] == case]
+        curves = [regrets(part) for part in group(rows, "seed").values()]
+        counts = min(len(curve[rival]) for curve in curves for rival in ("tpe4", "gp4"))
+        own, *others = ([median(c[m][n] for c in curves) for n in range(counts)] for m in ("surrogate", "tpe4", "gp4"))
+        best = [min(pair) for pair in zip(*others, strict=True)]
+        late = best[document["cost_of_fit"] :]
+        by_trials.append((sum(a <= b for a, b in zip(own, best, strict=True)), counts))
+        by_cost.append((sum(a <= b for a, b in zip(own, late, strict=False)), len(late)))
+    return by_trials, by_cost
 
 
 def search_clock() -> str:

@@ -325,6 +325,12 @@ class Trainer:
         other._checked = set()
         return other
 
+    def on(self, device: str | torch.device) -> Trainer:
+        """A trainer whose networks are trained on another device, with the same folder and all else."""
+        other = copy.copy(self)
+        other._workshop = self._workshop.on(device)
+        return other
+
     def network(self, config: Config, *, seed: int = 0) -> nn.Module:
         """A plain network trained from scratch at one config, in evaluation mode, ready to use.
 

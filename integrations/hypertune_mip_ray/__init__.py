@@ -2,6 +2,7 @@
 
 surrogate = fit(hypernet, loss, train_loader, ..., scaling_config=ScalingConfig(num_workers=4))
 tune.Tuner(trainable(surrogate, "loss"), param_space=param_space(space), ...)
+tune.Tuner(branch_trainable(surrogate, "loss"), param_space=param_space(space), ...)
 """
 
 from hypertune_mip import MissingExtraError
@@ -16,6 +17,15 @@ from hypertune_mip_ray.evaluate import evaluate_batch
 from hypertune_mip_ray.executor import executor
 from hypertune_mip_ray.fit import fit
 from hypertune_mip_ray.search import SurrogateSearch
-from hypertune_mip_ray.trainable import trainable
+from hypertune_mip_ray.trainable import branch_trainable, trainable
 
-__all__ = ["SurrogateSearch", "evaluate_batch", "executor", "fit", "param_space", "search_space", "trainable"]
+__all__ = [
+    "SurrogateSearch",
+    "branch_trainable",
+    "evaluate_batch",
+    "executor",
+    "fit",
+    "param_space",
+    "search_space",
+    "trainable",
+]

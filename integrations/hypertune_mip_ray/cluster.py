@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -102,8 +102,18 @@ def sent(value: Any, parts: Mapping[str, Any]) -> Any:
     Raises:
         DataError: If it cannot be pickled; it names the part, down to the attribute.
     """
+    return _with_culprit(ray.put, value, parts)
+
+
+def pickled_or_named(value: Any, parts: Mapping[str, Any]) -> bytes:
+    """A value pickled; arguments and errors as those of `sent`."""
+    pickled: bytes = _with_culprit(cloudpickle.dumps, value, parts)
+    return pickled
+
+
+def _with_culprit(pickle: Callable[[Any], Any], value: Any, parts: Mapping[str, Any]) -> Any:
     try:
-        return ray.put(value)
+        return pickle(value)
     except Exception as error:
         for name, part in parts.items():
             if culprit := _unpicklable(part, f"`{name}`"):

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import small_problem as problem
+import torch
 from optuna.distributions import FloatDistribution
 
 import hypertune_mip as ht
 
 ray = pytest.importorskip("ray")
 
-from ray import tune  # noqa: E402
+from ray import cloudpickle, tune  # noqa: E402
+from ray.tune.schedulers import ASHAScheduler  # noqa: E402
 
-from hypertune_mip_ray import SurrogateSearch, evaluate_batch, param_space, trainable  # noqa: E402
-from hypertune_mip_ray.trainable import inside  # noqa: E402
+from hypertune_mip_ray import SurrogateSearch, branch_trainable, evaluate_batch, param_space, trainable  # noqa: E402
+from hypertune_mip_ray.trainable import branch_trial, inside  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,61 @@ def test_trials_report_what_the_surrogate_says(surrogate: ht.Surrogate, tmp_path
         expected = surrogate.evaluate(result.config)
         assert {name: result.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert len({result.metrics["error"] for result in found}) == 4
+
+
+RECIPE = ht.Recipe(epochs=12, optimizer=lambda p, config: torch.optim.SGD(p, lr=config["rate"]))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_trials_that_are_branches_report_their_epochs(surrogate: ht.Surrogate, tmp_path: Path) -> None:
+    """A scheduler stops those that are behind; the others end as the branches of this process do, and are kept."""
+    folder = tmp_path / "branches"
+    tuner = tune.Tuner(
+        branch_trainable(surrogate, "error", share=0.5, recipe=RECIPE, recipe_names=["rate"], folder=folder, seed=1),
+        param_space={"rate": 0.05, **param_space(surrogate.space)},
+        tune_config=tune.TuneConfig(
+            num_samples=4,
+            scheduler=ASHAScheduler(metric="error", mode="min", grace_period=1, max_t=6, reduction_factor=2),
+            max_concurrent_trials=1,
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0),
+    )
+    found = results(tuner, tmp_path)
+    epochs = [result.metrics["training_iteration"] for result in found]
+    assert max(epochs) == 6
+    assert min(epochs) < 6
+    trainer = surrogate.trainer(RECIPE.given({"rate": 0.05}), folder)
+    for result in found:
+        if result.metrics["training_iteration"] == 6:
+            own = inside(surrogate.space, {name: result.config[name] for name in surrogate.space})
+            expected = trainer.branch([own], share=0.5, seed=1, progress=False)
+            assert result.metrics["error"] == expected.metrics["error"][0]
+    assert trainer.seconds == 0.0  # all of them were kept
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"metrics": "accuracy"}, ht.SpaceError, "'accuracy' is unknown"),
+        ({"share": 0.0}, ht.OptionError, "`share` must lie in"),
+        ({"recipe_names": ["rate"]}, ht.OptionError, "a recipe is to read: pass `recipe`"),
+        ({"recipe": RECIPE, "recipe_names": ["decay"]}, ht.SpaceError, "in the surrogate's space already"),
+    ],
+)
+def test_branches_that_cannot_be_served(
+    surrogate: ht.Surrogate, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        branch_trainable(surrogate, **{"metrics": "error", **options})
+
+
+def test_a_trial_without_what_the_recipe_reads(surrogate: ht.Surrogate) -> None:
+    pickled = cloudpickle.dumps(surrogate.trainer(RECIPE))
+    with pytest.raises(ht.SpaceError, match=r"lacks \['rate'\], which `recipe_names` holds"):
+        branch_trial(dict(problem.CONFIG), pickled, ["rate"], 0.5, 0)
+    with pytest.raises(ht.SpaceError, match="'momentum'"):
+        branch_trial({**problem.CONFIG, "rate": 0.1, "momentum": 0.9}, pickled, ["rate"], 0.5, 0)
 
 
 @pytest.mark.ray
