@@ -124,6 +124,10 @@ def test_branches_of_two_kinds_correct_one_after_the_other() -> None:
     after = lambda *reports: chosen.calibrated(*reports).evaluate(problem.CONFIG)["error"]  # noqa: E731
     assert after(short, long) == pytest.approx(after(long, short), rel=1e-9)
     assert after(short, long) not in (pytest.approx(after(short), rel=1e-3), pytest.approx(after(long), rel=1e-3))
+    corrected, gaps = chosen.calibrated(long, short).evaluate_batch(short.configs)["error"], []
+    for report in (short, long):  # of the same settings
+        gaps.append(np.abs(corrected - report.true["error"][:, 0]).mean())
+    assert gaps[1] < 0.7 * gaps[0]  # longer branches have the last word
     assert after(short, two) == pytest.approx(after(short), rel=1e-9)  # too few to correct by
     with pytest.raises(ht.DataError, match="at least 3 settings with finite values"):
         chosen.calibrated(two, dataclasses.replace(two, share=0.25))

@@ -102,7 +102,7 @@ def weights(study: optuna.Study) -> list[float]:
 def test_a_surrogate_that_is_right_counts_for_most(surrogate: ht.Surrogate) -> None:
     study = study_of(surrogate, 10, right(surrogate))
     assert weights(study)[:3] == [1.0, 1.0, 0.0]  # its best two, and a setting that it was not asked about
-    assert min(weights(study)[5:]) > 0.9
+    assert min(weights(study)[3:]) > 0.9  # three results suffice
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
