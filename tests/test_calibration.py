@@ -212,6 +212,8 @@ def test_intervals_cover_trainings_that_go_on_as_expected() -> None:
 
 def test_margins_of_links_add_up_in_squares() -> None:
     class Fixed:
+        positive = False
+
         def __init__(self, step: float, margin: float) -> None:
             self.step, self.margin = step, margin
 
@@ -238,12 +240,41 @@ def test_what_experts_are_believed_in_changes_their_certainty_alone() -> None:
     assert bool((noisy.deviation > before.deviation).all())
 
 
+def test_intervals_of_a_chain_are_not_negative_where_values_cannot_be() -> None:
+    units = settings(8)
+    chain = Chain(
+        [
+            Calibration(units, positive(units), 0.1 * positive(units).flip(0)),
+            *[Gap(positive(units), 0.1 * positive(units), torch.empty(0), torch.empty(0))] * 2,
+        ]
+    )
+    assert float(chain(units, positive(units)).low.min()) == 0.0
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [1, 0, 2, 3], [3, 1, 2, 0]])
+def test_equal_trainings_are_no_wrong_ranking(order: list[int]) -> None:
+    """The order of settings makes no difference: the line alone corrects."""
+    predicted, true = torch.tensor([0.12, 0.11, 0.2, 0.3])[order], torch.tensor([0.1, 0.1, 0.2, 0.25])[order]
+    assert Calibration(settings(4)[order], predicted, true)._mixture is None
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1.0, 1e6])
+def test_the_unit_of_a_metric_makes_no_difference(factor: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    units, fresh = settings(10), settings(6, seed=1)
+    true = surface(units) + 0.1 * torch.randn(10, generator=generator, dtype=torch.float64)
+    expected = Calibration(units, surface(units), true)(fresh, surface(fresh))
+    found = Calibration(units, factor * surface(units), factor * true)(fresh, factor * surface(fresh))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one / factor, other, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("raises", [True, False])
 def test_a_process_that_cannot_be_fitted_is_told_of(raises: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from botorch.exceptions.errors import ModelFittingError
     from botorch.exceptions.warnings import OptimizationWarning
 
-    def failing(mll: Any) -> None:
+    def failing(mll: Any, **_: Any) -> None:
         if raises:
             raise ModelFittingError("all attempts failed")
         warnings.warn("all attempts failed", OptimizationWarning, stacklevel=1)

@@ -14,7 +14,7 @@ import hypertune_mip as ht
 from hypertune_mip.directions import Direction
 from hypertune_mip.surrogate.improvement import NAME, Improvement
 from hypertune_mip.surrogate.search import distance_to
-from hypertune_mip.verification.experts import Line, Mixture
+from hypertune_mip.verification.experts import Line, Mixture, Scale
 
 pytest.importorskip("botorch")
 
@@ -70,11 +70,12 @@ def improvement(direction: Direction = "minimize", pending: int = 0, **options: 
 def test_it_is_the_logarithm_of_the_expected_improvement(direction: Direction) -> None:
     tried, predicted, values = results()
     side = 1.0 if direction == "minimize" else -1.0
-    mixture = Mixture.fit(Line.fit, tried, side * predicted, side * values, weighed=True)
+    scale = Scale.of(predicted, values)
+    mixture = Mixture.fit(Line.fit, tried, side * scale(predicted), side * scale(values), weighed=True)
     fresh = SPACE.sample(50, seed=1)
     fresh = fresh[distance_to(fresh, tried) >= APART]
-    mean, deviation = mixture(fresh, side * Surface()(fresh)["loss"], noise=False)
-    normal, score = Normal(0.0, 1.0), ((side * values).min() - mean) / deviation
+    mean, deviation = mixture(fresh, side * scale(Surface()(fresh)["loss"]), noise=False)
+    normal, score = Normal(0.0, 1.0), ((side * scale(values)).min() - mean) / deviation
     expected = deviation * (score * normal.cdf(score) + normal.log_prob(score).exp())
     found = improvement(direction)(fresh)[NAME]
     likely = expected > 1e-8  # below, the closed form loses its digits

@@ -35,6 +35,7 @@ from hypertune_mip.hypernetwork.primary import (
     warn_of_frozen_statistics,
     warn_of_modes,
 )
+from hypertune_mip.randomness import forked_random_state
 from hypertune_mip.space import SearchSpace
 
 _ALL = "numbers"  # a setting's only value, as the kernel names it
@@ -108,8 +109,7 @@ class HyperNetwork(nn.Module):
         owners = generated_parameters(self.network, generate)
         self.generated: tuple[str, ...] = tuple(owners)
         self._keys = {name: _key(name) for name in self.generated}
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it would reseed every CUDA device
+        with forked_random_state(seed=seed):
             self.trunk = _trunk(self.encoded_size, self.widths)
             self.rules = nn.ModuleDict(
                 {

@@ -44,6 +44,7 @@ class Improvement:
         apart: How large that is, in units: by the column that differs most.
 
     Attributes:
+        apart: May be set anew.
         weight: How much a difference that the surrogate predicts between two settings counts for: 1 as predicted (where
             results say that real ones are larger, more), 0 not at all.
     """
@@ -65,7 +66,7 @@ class Improvement:
         """See the class."""
         self._measure, self._metric = measure, metric
         self._scale, self._sign = Scale.of(predicted, values), sign(direction)
-        self._known, self._apart = known, apart
+        self._known, self.apart = known, apart
         x, y = self._turned(predicted), self._turned(values)
         mixture = Mixture.fit(Line.fit, tried, x, y, weighed=True)
         self.weight = float(mixture.weights[0] * Line.fit(x, y).slope)
@@ -102,7 +103,7 @@ class Improvement:
     def _of(self, units: Tensor, predicted: Tensor) -> Tensor:
         columns = torch.cat([units, self._turned(predicted).unsqueeze(-1)], -1)
         score = -self._logarithm(columns.unsqueeze(1))
-        return torch.where(distance_to(units.detach(), self._known) >= self._apart, score, torch.inf)
+        return torch.where(distance_to(units.detach(), self._known) >= self.apart, score, torch.inf)
 
     def _turned(self, values: Tensor) -> Tensor:
         """On the scale of the experts, where small values are the better ones."""

@@ -28,11 +28,13 @@ from hypertune_mip.surrogate.turned import Turned
 from hypertune_mip.training.options import at_least
 from hypertune_mip.verification.calibration import FEWEST
 from hypertune_mip.verification.experts import quietly
+from hypertune_mip.verification.statistics import sparse_kendall
 
 if TYPE_CHECKING:
     from hypertune_mip.surrogate.improvement import Improvement
 
 _APART = 0.02  # in some column: closer to a setting that is tried already, a proposal teaches little
+_SHARE = 0.0016  # of the space at most that a known setting bars: less in one dimension, where there is little
 _LOCAL = 8  # of the best candidates, with as many variations each
 _SPREAD = 0.1  # standard deviation of variations, in units
 _STARTS, _STEPS = 4, 8  # of descent: as many settings' gradients a proposal
@@ -102,7 +104,7 @@ class Proposer:
 
         Args:
             tried: Settings with a result, in any order.
-            values: The results: `metric` as real training gave it, NaN where training failed.
+            values: The results: `metric` as real training gave it, NaN where training failed or was stopped.
             pending: Settings that are being trained, elsewhere.
             direction: Whether small or large values are the better ones.
         """
@@ -113,6 +115,17 @@ class Proposer:
         if improvement is None:
             return Proposal(self._spread(known), 0.0)
         return Proposal(self._best_by_improvement(improvement, known), improvement.weight)
+
+    def agreement(self, tried: Float[Tensor, "N d"], values: Float[Tensor, "N"]) -> tuple[int, float]:
+        """How many results there are where the surrogate foresees something, and Kendall's tau of both; NaN without.
+
+        Args:
+            tried: Settings, in any order.
+            values: The results; NaN where training failed.
+        """
+        predicted = self._predict(tried)
+        good = torch.isfinite(values) & torch.isfinite(predicted)
+        return int(good.sum()), sparse_kendall(predicted[good].numpy(), values[good].numpy())
 
     def _doubted(self, direction: Direction) -> bool:
         """Whether a trust report says that the surrogate's best settings are no good start."""
@@ -153,9 +166,17 @@ class Proposer:
         )
 
     def _best_by_improvement(self, improvement: Improvement, known: Tensor) -> Tensor:
-        """The best of the pool and of variations of its best, and what descent from there leads to."""
+        """The best of the pool and of variations of its best, and what descent from there leads to.
+
+        Where all of a small space is near to what is known, nearer settings are allowed, and at last the same ones.
+        """
         units, predicted = self._pool
-        (scores,) = improvement.where_foreseen(units, predicted).values()
+        widest = min(_APART, 0.5 * _SHARE ** (1 / units.shape[1]))
+        for apart in (widest, 0.1 * widest, 0.0):
+            improvement.apart = apart
+            (scores,) = improvement.where_foreseen(units, predicted).values()
+            if bool(torch.isfinite(scores).any()):
+                break
         best = units[scores.nan_to_num(nan=torch.inf).argsort()[:_LOCAL]]
         generator = torch.Generator().manual_seed(self.seed + len(known))
         moves = _SPREAD * torch.randn(_LOCAL, *best.shape, generator=generator, dtype=best.dtype)

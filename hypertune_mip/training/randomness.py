@@ -1,9 +1,8 @@
-"""Random state: a function of a seed, so that a run can be repeated or resumed, and the caller's left as it was."""
+"""Random state: a function of a seed, so that a run can be repeated or resumed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,13 +11,6 @@ from hypertune_mip.arguments import SEEDS
 
 SEED_STRIDE = 1_000_003
 """Between the seeds of runs, whose epochs have seeds of their own: keeps (seed, epoch) pairs apart."""
-
-
-@contextmanager
-def forked_random_state(device: torch.device) -> Iterator[None]:
-    """PyTorch's global random state, on the CPU and on `device`, is restored at the end of the block."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 def set_seed(seed: int, loader: Iterable[Any], device: torch.device) -> None:

@@ -11,13 +11,14 @@ from tqdm.auto import tqdm
 from hypertune_mip.evaluation import Evaluator
 from hypertune_mip.evaluation.modes import gradients
 from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.randomness import forked_random_state
 from hypertune_mip.training.checkpoint import check_can_be_saved, check_place, load_checkpoint, save_checkpoint
 from hypertune_mip.training.descent import Descent
 from hypertune_mip.training.fingerprint import fingerprint
 from hypertune_mip.training.gradients import Gradients
 from hypertune_mip.training.loop import Loop
 from hypertune_mip.training.options import Loss, Options, total_steps
-from hypertune_mip.training.randomness import SEED_STRIDE, forked_random_state, set_seed
+from hypertune_mip.training.randomness import SEED_STRIDE, set_seed
 from hypertune_mip.training.reports import is_due, validation, warn_of_shared_buffers, warn_of_unread
 from hypertune_mip.training.run_state import Planned, Progress, Record, RunState, Trained
 from hypertune_mip.training.settings import SettingsStream

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hypertune_mip.randomness import forked_random_state
+
 _NUMBERS = 1_280_000  # to draw in all, by 2 to 64 fresh networks: tensors of small ones tell little each
 _SURE = 6.0  # standard errors of a spread
 _ENOUGH = 32  # numbers that tell a distribution's shape
@@ -26,8 +28,7 @@ def reinitialized(network: nn.Module, seed: int) -> nn.Module:
         seed: The same seed gives the same weights, whatever the device of `network`.
     """
     fresh = copy.deepcopy(network).cpu()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(seed)
+    with forked_random_state(seed=seed), torch.no_grad():
         for module in reversed(list(fresh.modules())):  # a parent has the last word over its children
             for name in ("reset_parameters", "_reset_parameters"):
                 reset = getattr(module, name, None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hypertune_mip.errors import HypertuneWarning, OptionError
 from hypertune_mip.hypernetwork import HyperNetwork
+from hypertune_mip.randomness import forked_random_state
 from hypertune_mip.space import Value
 from hypertune_mip.trainings.initialization import reinitialized, strangers_to_reset
 from hypertune_mip.trainings.networks import named_tensors, state_of
@@ -80,8 +81,7 @@ class FromScratch:
     def network(self, config: Mapping[str, Value], seed: int) -> nn.Module:
         """See `Starts`."""
         if callable(self._initialize):
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)
+            with forked_random_state(seed=seed):
                 return self._initialize()
         return reinitialized(self._network, seed) if self.kind == "reset" else self._network
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 import time
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -22,12 +21,13 @@ from hypertune_mip.functional import ActiveConfig
 from hypertune_mip.hypernetwork import bindings
 from hypertune_mip.hypernetwork.primary import always_evaluating, keeps_statistics
 from hypertune_mip.nn import resolve
+from hypertune_mip.randomness import forked_random_state, one_at_a_time
 from hypertune_mip.space import SearchSpace, Value
 from hypertune_mip.training import Loss
 from hypertune_mip.training.fingerprint import described
 from hypertune_mip.training.fingerprint import name_of as name_of_class
 from hypertune_mip.training.options import total_steps
-from hypertune_mip.training.randomness import SEED_STRIDE, forked_random_state, set_seed
+from hypertune_mip.training.randomness import SEED_STRIDE, set_seed
 from hypertune_mip.trainings.networks import (
     Alone,
     Held,
@@ -49,7 +49,6 @@ from hypertune_mip.trees import tensors_of
 _TIMED = 24  # steps
 _COLLECTED = 16  # batches that running statistics are averaged over
 _NEAR = 1e-4  # of a metric, by rounding
-_one_at_a_time = threading.RLock()  # in a process, whose random state is one for all threads
 
 
 class Workshop:
@@ -110,13 +109,13 @@ class Workshop:
 
     def add_start(self, name: str, start: Starts) -> None:
         """One more start; copies that were made before do not have it."""
-        with _one_at_a_time:
+        with one_at_a_time:
             self.starts = {**self.starts, name: start}
             self._described[name] = start.description()
 
     def drop_start(self, name: str) -> None:
         """Forget the networks of a start, but not what trainings from there are called."""
-        with _one_at_a_time:
+        with one_at_a_time:
             self.starts = {known: start for known, start in self.starts.items() if known != name}
 
     def on(self, device: str | torch.device) -> Workshop:
@@ -170,7 +169,7 @@ class Workshop:
 
     def about(self, run: Run) -> dict[str, Any]:
         """All that makes a training but for loss and data, in plain values: two that are alike end in one network."""
-        with _one_at_a_time:
+        with one_at_a_time:
             if run.start not in self._described:
                 self._described[run.start] = self.starts[run.start].description()
         steps = None if self.steps is None else self._limit(run.share)
@@ -218,7 +217,7 @@ class Workshop:
             return 0.0
         columns = decoded(self.space, [config], network, self.device)
         values = ActiveConfig({name: column[0] for name, column in columns.items()})
-        with _one_at_a_time, forked_random_state(self.device):
+        with forked_random_state(self.device):
             batches = (batch for group in self._epoch(0, 0, None) for batch in group)
             few = islice(batches, _COLLECTED)
             count = collect_statistics(network, names, few, lambda batch: self.loss(network, batch, values))
@@ -241,7 +240,7 @@ class Workshop:
 
     def without_each_group(self, network: nn.Module) -> dict[str, Tensor]:
         """The metrics of a finished network, without a tenth of the examples in turn, (10,) by name."""
-        with _one_at_a_time, forked_random_state(self.device), self._validation.own_random_state():
+        with forked_random_state(self.device), self._validation.own_random_state():
             return without_each_group(self.metric, in_front(network), self._validation)
 
     def seconds_of_step(self, run: Run) -> float:
@@ -249,7 +248,7 @@ class Workshop:
         (start,) = self._networks_to_start([run])
         network = self._alone(start, run, self.steps)
         times: list[float] = []
-        with _one_at_a_time, forked_random_state(self.device), gradients(True):
+        with forked_random_state(self.device), gradients(True):
             begin = time.perf_counter()
             for batches in islice(self._batches(run.seed, self._limit(1.0)), _TIMED):
                 network.step(self.loss, batches)
@@ -267,7 +266,7 @@ class Workshop:
             keys.append(run.seed if run.start == SCRATCH and run.common else own)
             if keys[-1] not in made:
                 seed = run.seed if run.common else int(own[:8], 16)
-                with _one_at_a_time:
+                with one_at_a_time:
                     made[keys[-1]] = self.starts[run.start].network(run.config, seed)
                 self._check(made[keys[-1]])
         return [made[key] for key in keys]
@@ -285,7 +284,7 @@ class Workshop:
 
     def _outcome(self, together: Together) -> list[Finished]:
         """Train runs of one seed, start and share together, and measure them."""
-        with _one_at_a_time:
+        with one_at_a_time:
             return self._trained(together)
 
     def _trained(self, together: Together) -> list[Finished]:
@@ -335,13 +334,13 @@ class Workshop:
         Between epochs nothing of the process is changed.
         """
         limit = self._limit(run.share)
-        with _one_at_a_time:
+        with one_at_a_time:
             (start,) = self._networks_to_start([run])
             total = None if self.steps is None else limit
             network = self._alone(start, run, total)
         steps, epochs = 0, self._epochs(limit)
         for epoch in range(epochs):
-            with _one_at_a_time, forked_random_state(self.device), gradients(True):
+            with forked_random_state(self.device), gradients(True):
                 begin = time.perf_counter()
                 for batches in self._epoch(run.seed, epoch, None if self.steps is None else limit - steps):
                     network.step(self.loss, batches)
@@ -391,7 +390,7 @@ class Workshop:
 
     def _measured(self, run: RunFunction) -> dict[str, list[float]]:
         """Metrics of each network, by name."""
-        with _one_at_a_time, forked_random_state(self.device), self._validation.own_random_state():
+        with forked_random_state(self.device), self._validation.own_random_state():
             values = measured(self.metric, run, self._validation)
         return {name: value.tolist() for name, value in values.items()}
 

@@ -65,7 +65,9 @@ class Chain:
         for link in self.links:
             mean, low, high = link(units, mean)
             below, above = below + (mean - low).square(), above + (high - mean).square()
-        return Calibrated(mean, mean - below.sqrt(), mean + above.sqrt())
+        low = mean - below.sqrt()
+        positive = all(link.positive for link in self.links) and len(self.links) > 0
+        return Calibrated(mean, low.clamp_min(0.0) if positive else low, mean + above.sqrt())
 
 
 class Gap:
@@ -99,6 +101,11 @@ class Gap:
         share = 1 / (len(true) + 1)  # of the common part that stays unknown
         self._common = share * float((self._scale(true) - self._scale(foreseen)).sum())
         self._margin = _QUANTILE * size * math.sqrt(share + 1)
+
+    @property
+    def positive(self) -> bool:
+        """Whether no value is negative."""
+        return self._scale.offset is not None
 
     def __call__(self, units: Float[Tensor, "S d"], predicted: Float[Tensor, "S"]) -> Calibrated:
         """What one whole training would give, where branches would give what is predicted."""
@@ -164,6 +171,11 @@ class Calibration:
             self._mixture = Mixture.fit(fit, units, x, y, weighed=len(y) > MANY)
             self._margin = _widening((y - self._mixture.left_out.mean) / self._mixture.left_out.deviation)
 
+    @property
+    def positive(self) -> bool:
+        """Whether no value is negative."""
+        return self._scale.offset is not None
+
     def __call__(self, units: Float[Tensor, "S d"], predicted: Float[Tensor, "S"]) -> Calibrated:
         """Calibrated predictions, float64, on the CPU; differentiable in both arguments."""
         x = self._scale(predicted.double().cpu())
@@ -177,8 +189,9 @@ class Calibration:
 
 def _ranks_rightly(predicted: Tensor, true: Tensor) -> bool:
     """Whether no two settings are the wrong way round."""
-    order = true.argsort()
-    return bool((predicted[order].diff() > 0).all())
+    order = predicted.argsort()
+    order = order[true[order].argsort(stable=True)]  # equal ones by what is predicted
+    return bool(((predicted[order].diff() > 0) | (true[order].diff() == 0)).all())
 
 
 def _widening(errors: Tensor) -> float:

@@ -23,6 +23,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from hypertune_mip.errors import HypertuneWarning, MissingExtraError
+from hypertune_mip.randomness import forked_random_state
 
 MANY = 12
 """Settings, beyond which an expert is not fitted anew for each that is left out."""
@@ -49,24 +50,29 @@ class Scale:
     """A scale on which errors are alike: logarithms, of values plus an offset, where all of them allow it.
 
     Args:
-        offset: None leaves values as they are.
+        offset: None is no logarithm.
+        unit: What values are divided by where there is none.
     """
 
     offset: float | None
+    unit: float = 1.0
 
     @classmethod
     def of(cls, predicted: Tensor, true: Tensor) -> Scale:
         """Logarithmic where no value is negative, and few are zero."""
         logarithmic = bool((true >= 0).all() and (predicted >= 0).all() and float(true.median()) > 0)
-        return cls(_OFFSET * float(true.median()) if logarithmic else None)
+        if logarithmic:
+            return cls(_OFFSET * float(true.median()))
+        spread = float(true.std()) if len(true) > 1 else 0.0
+        return cls(None, spread if 0.0 < spread < math.inf else 1.0)
 
     def __call__(self, values: Tensor) -> Tensor:
         """From values to this scale."""
-        return values if self.offset is None else (values.clamp_min(0.0) + self.offset).log()
+        return values / self.unit if self.offset is None else (values.clamp_min(0.0) + self.offset).log()
 
     def back(self, values: Tensor) -> Tensor:
         """From this scale to values."""
-        return values if self.offset is None else (values.exp() - self.offset).clamp_min(0.0)
+        return values * self.unit if self.offset is None else (values.exp() - self.offset).clamp_min(0.0)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class Line:
         center, level = predicted.mean(), true.mean()
         x, y = predicted - center, true - level
         belief = _SLOPE_TRUST * x.square().mean()
-        slope = (x @ y + belief) / (x @ x + belief).clamp_min(SMALLEST)
+        total = x @ x + belief
+        slope = torch.where(total > SMALLEST, (x @ y + belief) / total.clamp_min(SMALLEST), 1.0)
         return cls(center, level, slope.clamp_min(0.0))
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -239,14 +246,19 @@ def _process(units: Float[Tensor, "*B S d"], rest: Float[Tensor, "*B S"], *, noi
             lengthscale = LogNormalPrior(location + 0.5 * math.log(units.shape[-1]), scale)
             options["covar_module"] = RBFKernel(lengthscale_prior=lengthscale, batch_shape=shape)
         process = SingleTaskGP(units, rest.unsqueeze(-1), **options)
+        goal = ExactMarginalLogLikelihood(process.likelihood, process)
         failed: str | None = None
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as told:
-            torch.default_generator.manual_seed(0)  # a fit that fails is tried again, at random
+        with torch.enable_grad(), warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
-                fit_gpytorch_mll(ExactMarginalLogLikelihood(process.likelihood, process))
-            except ModelFittingError as error:  # it is then as it was at the start
-                failed = str(error)
+                fit_gpytorch_mll(goal, max_attempts=1)  # draws no random number
+            except ModelFittingError:
+                with forked_random_state(seed=0):  # a fit that fails is tried again, at random
+                    told.clear()
+                    try:
+                        fit_gpytorch_mll(goal)
+                    except ModelFittingError as error:  # it is then as it was at the start
+                        failed = str(error)
         failed = next((str(w.message) for w in told if issubclass(w.category, OptimizationWarning)), failed)
     if failed is not None:
         warnings.warn(

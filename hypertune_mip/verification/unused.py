@@ -12,8 +12,9 @@ from hypertune_mip.functional import ActiveConfig
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.hypernetwork.primary import always_evaluating, set_training
 from hypertune_mip.nn import resolve
+from hypertune_mip.randomness import forked_random_state
 from hypertune_mip.training import Loss
-from hypertune_mip.training.randomness import forked_random_state, set_seed
+from hypertune_mip.training.randomness import set_seed
 from hypertune_mip.trainings import FromHypernetwork
 
 _PROBES = 4  # settings at which it is seen whether the loss depends on a hyperparameter

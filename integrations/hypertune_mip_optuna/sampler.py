@@ -29,8 +29,7 @@ from hypertune_mip_optuna.agreement import check_directions, directions_of
 _PROPOSAL = "hypertune_mip:proposal"
 _WEIGHT = "hypertune_mip:weight"
 _TELLING = 8  # results, or finished trials, from which on a warning can be relied on
-_FADED = 0.1  # weight of a surrogate that is as good as out
-_RESULT = (TrialState.COMPLETE, TrialState.FAIL)
+_LEAST_TAU = 0.2  # of predictions with results; below it a surrogate is of little use
 _ONE_AT_A_TIME = threading.RLock()  # of a study's threads, so that each sees what the others were proposed
 _AHEAD = 16  # workers that may ask at the same time; a trial that was killed before it was proposed anything counts too
 
@@ -59,7 +58,7 @@ class SurrogateSampler(BaseSampler):
         MissingExtraError: If BoTorch is not installed.
 
     Warns:
-        HypertuneWarning: Once, if results tell that the surrogate hardly counts, or no trial suggests what it knows.
+        HypertuneWarning: Once, if results tell that the surrogate is of little use, or no trial suggests what it knows.
 
     Example:
         >>> import hypertune_mip as ht
@@ -166,10 +165,11 @@ class SurrogateSampler(BaseSampler):
             theirs = self.proposer.propose(tried, values, pending, direction=_direction(study)).unit
             pending = torch.cat([pending, theirs])
         unit, weight = self.proposer.propose(tried, values, pending, direction=_direction(study))
-        if len(tried) >= _TELLING and weight < _FADED:
+        count, tau = self.proposer.agreement(tried, values)
+        if count >= _TELLING and tau < _LEAST_TAU:
             self._warn(
-                f"By {len(tried)} results the surrogate foresees so little that it counts for {weight:.0%} in this"
-                " search from here; a Gaussian process on the results does the rest."
+                f"Kendall's tau of the surrogate's predictions with {count} results is {tau:.2f}: it is of little use"
+                f" in this search. A difference that it predicts counts for {weight:.0%} now; the results do the rest."
             )
         config = self.proposer.space.from_unit(unit)[0]
         for name, value in ((_PROPOSAL, config), (_WEIGHT, weight)):
@@ -180,8 +180,9 @@ class SurrogateSampler(BaseSampler):
         """What the other trials say: results, what is being tried, and who asks at the same time.
 
         Returns:
-            Units and values of trials with a result, units of those that are running or were pruned, and how many
-            earlier trials have only just started: their workers are being proposed settings at this moment.
+            Units and values of trials that are over, NaN where they failed or were pruned, units of those that are
+            running, and how many earlier trials have only just started: their workers are being proposed settings at
+            this moment.
         """
         space = self.proposer.space
         tried, values, pending, ahead = [], [], [], 0
@@ -196,11 +197,11 @@ class SurrogateSampler(BaseSampler):
                 unit = space.to_unit(config)
             except SpaceError:  # enqueued or suggested from another range
                 continue
-            if other.state in _RESULT:
-                tried.append(unit)
-                values.append(math.nan if other.value is None else other.value)
-            else:
+            if other.state == TrialState.RUNNING:
                 pending.append(unit)
+            else:  # what a pruned trial reached belongs to a shorter training
+                tried.append(unit)
+                values.append(math.nan if other.value is None or other.state != TrialState.COMPLETE else other.value)
         empty = torch.empty(0, len(space), dtype=torch.float64)
         numbers = torch.tensor(values, dtype=torch.float64)
         return torch.cat([empty, *tried]), numbers, torch.cat([empty, *pending]), min(ahead, _AHEAD)

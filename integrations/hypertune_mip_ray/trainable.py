@@ -47,11 +47,12 @@ def branch_trainable(
     folder: str | Path | None = None,
     seed: int = 0,
 ) -> Any:
-    """What `tune.Tuner` runs: each trial trains a branch at its config, and reports all metrics after every epoch.
+    """What `tune.Tuner` runs: each trial trains a branch at its config, and reports `epoch` and all metrics after each.
 
     A branch is a real network that starts from the hypernetwork's weights: it costs a share of a training, and orders
-    settings as whole trainings do. A scheduler such as ASHA may stop it after any epoch. A trial trains on a GPU if it
-    is given one, with `tune.with_resources`.
+    settings as whole trainings do. A scheduler such as ASHA may stop it after any epoch; give it `time_attr="epoch"`,
+    since a branch that is kept in the folder reports its last epoch at once. A trial trains on a GPU if it is given
+    one, with `tune.with_resources`.
 
     Args:
         surrogate: With loss, training data and validation data, as `fit` makes it.
@@ -74,7 +75,7 @@ def branch_trainable(
         tuner = tune.Tuner(
             ht_ray.branch_trainable(surrogate, "loss", recipe=recipe, recipe_names=["learning_rate"]),
             param_space={**ht_ray.param_space(surrogate.space), "learning_rate": tune.loguniform(1e-4, 1e-2)},
-            tune_config=tune.TuneConfig(num_samples=16, scheduler=ASHAScheduler(metric="loss", mode="min")),
+            tune_config=tune.TuneConfig(num_samples=16, scheduler=ASHAScheduler("epoch", "loss", "min")),
         )
     """
     _checked(surrogate, metrics)
@@ -83,7 +84,7 @@ def branch_trainable(
         raise OptionError(f"`recipe_names` holds {names}, which a recipe is to read: pass `recipe`.")
     if both := [name for name in names if name in surrogate.space]:
         raise SpaceError(f"{both} are in the surrogate's space already: take other `recipe_names`.")
-    trainer = surrogate.trainer(recipe, folder)
+    trainer = surrogate.trainer(recipe, None if folder is None else Path(folder).resolve())  # trials run elsewhere
     (some,) = surrogate.space.from_unit(surrogate.space.sample(1))
     trainer.branch_epochs(some, share=share, seed=seed)  # which refuses what it cannot take, and waits
     pickled = pickled_or_named(trainer.on("cpu"), {"trainer": trainer})
@@ -98,7 +99,7 @@ def surrogate_trial(config: dict[str, Any], pickled: bytes) -> None:
 
 def branch_trial(config: dict[str, Any], pickled: bytes, names: Sequence[str], share: float, seed: int) -> None:
     """One trial."""
-    trainer = _unpickled(pickled)
+    trainer = cloudpickle.loads(pickled)  # anew, so that an actor that runs many trials keeps no networks
     if ray.get_gpu_ids() and torch.cuda.is_available():
         trainer = trainer.on("cuda")
     if names:
@@ -106,8 +107,8 @@ def branch_trial(config: dict[str, Any], pickled: bytes, names: Sequence[str], s
             raise SpaceError(f"The trial's config lacks {missing}, which `recipe_names` holds; it has {list(config)}.")
         trainer = trainer.following(trainer.recipe.given({name: config[name] for name in names}))
     own = {name: value for name, value in config.items() if name not in names}
-    for _, values in trainer.branch_epochs(inside(trainer.space, own), share=share, seed=seed):
-        tune.report(values)
+    for epoch, values in trainer.branch_epochs(inside(trainer.space, own), share=share, seed=seed):
+        tune.report({"epoch": epoch, **values})
 
 
 def _checked(surrogate: Surrogate, metrics: str | Sequence[str]) -> list[str]:
@@ -119,9 +120,10 @@ def _checked(surrogate: Surrogate, metrics: str | Sequence[str]) -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def _unpickled(pickled: bytes) -> Any:
+def _unpickled(pickled: bytes) -> Surrogate:
     """Once an actor: Ray itself would unpickle what it passes anew for each trial."""
-    return cloudpickle.loads(pickled)
+    surrogate: Surrogate = cloudpickle.loads(pickled)
+    return surrogate
 
 
 def inside(space: SearchSpace, config: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import hypertune_mip as ht
 from hypertune_mip.arguments import whole_number
 from hypertune_mip.directions import Direction, checked_directions, sign
 from hypertune_mip.evaluation import Metric
+from hypertune_mip.randomness import forked_random_state
 from hypertune_mip.training import Loss, Options
 from hypertune_mip.trainings import AnyConfig
 from hypertune_mip.verification.calibration import FEWEST
@@ -227,8 +228,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
     def _network(self, inputs: int, seed: int) -> nn.Module:
         if isinstance(self.module, nn.Module):
             return self.module
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with forked_random_state(seed=seed):
             if self.module is None:
                 return default_network(inputs, self._outputs_count, tuple(self.hidden_layer_sizes), self._space())
             return self.module(inputs, self._outputs_count)

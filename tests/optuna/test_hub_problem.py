@@ -77,6 +77,7 @@ def test_a_study_runs_on_it() -> None:
     [
         (lambda: module.Problem("mnist"), "`task` must be one of .*'digits'.*but got 'mnist'"),
         (lambda: module.Problem("vae", "error"), "`metric` must be one of .*'loss'.*but got 'error'"),
+        (lambda: module.Problem("vae", seed=-1), "`seed` must not be negative"),
         (lambda: module.Problem("vae").evaluate({}), r"'vae' takes \['beta'\], but got \[\]"),
         (lambda: module.Problem("vae").evaluate({"beta": 1e9}), "'beta' must lie in .* but got"),
     ],

@@ -65,13 +65,14 @@ def test_trials_that_are_branches_report_their_epochs(surrogate: ht.Surrogate, t
         param_space={"rate": 0.05, **param_space(surrogate.space)},
         tune_config=tune.TuneConfig(
             num_samples=4,
-            scheduler=ASHAScheduler(metric="error", mode="min", grace_period=1, max_t=6, reduction_factor=2),
+            scheduler=ASHAScheduler("epoch", "error", "min", grace_period=1, max_t=6, reduction_factor=2),
             max_concurrent_trials=1,
         ),
         run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0),
     )
     found = results(tuner, tmp_path)
-    epochs = [result.metrics["training_iteration"] for result in found]
+    epochs = [result.metrics["epoch"] for result in found]
+    assert epochs == [result.metrics["training_iteration"] for result in found]
     assert max(epochs) == 6
     assert min(epochs) < 6
     trainer = surrogate.trainer(RECIPE.given({"rate": 0.05}), folder)

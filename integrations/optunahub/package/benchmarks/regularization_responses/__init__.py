@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Problem(BaseProblem):
         self.metrics = tuple(_RESPONSES[task]["metrics"])
         if metric not in self.metrics:
             raise ValueError(f"`metric` must be one of {list(self.metrics)} in {task!r}, but got {metric!r}.")
+        if seed is not None and seed < 0:
+            raise ValueError(f"`seed` must not be negative, but got {seed}.")
         self.task, self.metric, self.seed = task, metric, seed
         self._space = {name: FloatDistribution(**limits) for name, limits in _RESPONSES[task]["space"].items()}
         units, response = np.array(_RESPONSES[task]["units"]), _RESPONSES[task]["metrics"][metric]
@@ -69,7 +72,8 @@ class Problem(BaseProblem):
         value = float(self._surface(unit[None])[0])
         if self.seed is not None:
             bits = np.round(unit * 1e9).astype(np.int64)
-            value += self._noise * float(np.random.default_rng([self.seed, *bits]).standard_normal())
+            about = zlib.crc32(f"{self.task} {self.metric}".encode())
+            value += self._noise * float(np.random.default_rng([self.seed, about, *bits]).standard_normal())
         return math.exp(value) if self._logarithmic else value
 
 
