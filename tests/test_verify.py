@@ -39,6 +39,17 @@ def fresh_surrogate() -> ht.Surrogate:
     )
 
 
+def wrong_surrogate() -> ht.Surrogate:
+    """One whose hypernetwork was never trained."""
+    return ht.Surrogate(
+        problem.hypernet(head=ht.RankOne(initialization="fan_out")),
+        loss=problem.loss,
+        train_loader=problem.loader(),
+        recipe=ht.Recipe(epochs=20),
+        **problem.validation(),
+    )
+
+
 @pytest.fixture(scope="module")
 def verified() -> tuple[ht.Surrogate, ht.TrustReport]:
     chosen = fresh_surrogate()
@@ -153,13 +164,7 @@ def test_seeds_of_a_report_are_a_number(seeds: Any, share: float | None) -> None
 
 @pytest.mark.filterwarnings("ignore:The surrogate is not to be trusted")
 def test_a_report_on_one_setting_does_not_replace_doubts() -> None:
-    untrained = ht.Surrogate(
-        problem.hypernet(head=ht.RankOne(initialization="fan_out")),
-        loss=problem.loss,
-        train_loader=problem.loader(),
-        recipe=ht.Recipe(epochs=20),
-        **problem.validation(),
-    )
+    untrained = wrong_surrogate()
     doubtful = untrained.verify("error", settings=8, progress=False)
     assert doubtful.doubts()
     untrained.verify("error", settings=1, progress=False)
@@ -255,13 +260,7 @@ def test_reports_and_calibration_are_saved(verified: tuple[ht.Surrogate, ht.Trus
 
 
 def test_a_surrogate_that_is_wrong_says_so() -> None:
-    untrained = ht.Surrogate(
-        problem.hypernet(head=ht.RankOne(initialization="fan_out")),
-        loss=problem.loss,
-        train_loader=problem.loader(),
-        recipe=ht.Recipe(epochs=20),
-        **problem.validation(),
-    )
+    untrained = wrong_surrogate()
     assert untrained.doubts("error") == ()  # nothing is known yet
     with pytest.warns(ht.HypertuneWarning, match="not to be trusted for 'error'"):
         report = untrained.verify("error", settings=8, progress=False)

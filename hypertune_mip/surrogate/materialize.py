@@ -16,6 +16,7 @@ from hypertune_mip.errors import DataError, HypertuneWarning
 from hypertune_mip.evaluation import Metric, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
 from hypertune_mip.metrics import WholeSet, parts_of
+from hypertune_mip.randomness import forked_random_state
 from hypertune_mip.space import Config
 from hypertune_mip.training import Loss
 from hypertune_mip.trainings.statistics import collect_statistics
@@ -66,7 +67,7 @@ def materialize(
             else:
                 network(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
-        with torch.random.fork_rng(devices=[hypernet.device] if hypernet.device.type == "cuda" else []):
+        with forked_random_state(hypernet.device):
             _recalibrate(network, hypernet, recalibrate, run)
     return network.eval()
 
