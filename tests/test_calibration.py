@@ -256,6 +256,8 @@ def test_equal_trainings_are_no_wrong_ranking(order: list[int]) -> None:
     """The order of settings makes no difference: the line alone corrects."""
     predicted, true = torch.tensor([0.12, 0.11, 0.2, 0.3])[order], torch.tensor([0.1, 0.1, 0.2, 0.25])[order]
     assert Calibration(settings(4)[order], predicted, true)._mixture is None
+    alike = predicted.clamp_min(0.12)  # also foreseen as equal
+    assert Calibration(settings(4)[order], alike, true)._mixture is None
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1.0, 1e6])
