@@ -13,30 +13,24 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from optuna.distributions import FloatDistribution
 from torch import nn
 
 import hypertune_mip as ht
-from benchmarks import results
+from benchmarks import kills, results
+from benchmarks.kills import KINDS, RUNS, Kind
 from hypertune_mip.storage import load_tree
 
 EPOCHS, EVERY = 24, 4
 EXAMPLES, BATCH = 800, 32
-PATIENCE = 300.0  # seconds
-_PLACES: list[tempfile.TemporaryDirectory[str]] = []  # of Ray: files by which it finds a cluster outlive a killed one
-Kind = Literal["worker", "node", "cluster"]
-KINDS: tuple[Kind, ...] = ("node", "worker", "cluster")
-RUNS = {"worker": 8, "node": 4, "cluster": 8}
+_MODULE = "benchmarks.ray_kills"
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
@@ -57,7 +51,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
 def uninterrupted(folder: Path) -> list[float]:
     """The losses of the epochs of a run that nothing disturbs."""
     folder.mkdir()
-    _wait(_start(folder))
+    kills.wait(kills.start(_MODULE, folder))
     losses: list[float] = json.loads((folder / "losses.json").read_text())
     return losses
 
@@ -70,20 +64,20 @@ def killed(kind: Kind, seed: int, folder: Path, expected: list[float]) -> dict[s
     """
     chance = random.Random(f"{kind}{seed}")
     folder.mkdir()
-    process = _start(folder, *(["--elastic"] if kind == "node" else []))
+    process = kills.start(_MODULE, folder, *(["--elastic"] if kind == "node" else []))
     epoch, victim = chance.randrange(1, EPOCHS - 1), seed % 2  # the first worker writes checkpoints
-    before = _until_epoch(epoch, folder, process)
+    before = kills.until_noted(epoch, folder, process)
     time.sleep(chance.random() * (before[-1]["time"] - before[0]["time"]) / max(1, len(before) - 1))
     checkpoint = _newest_checkpoint(folder)
     if kind == "worker":
         os.kill(int((folder / f"worker{victim}").read_text()), signal.SIGKILL)
     else:
-        (folder / "kill").touch()
+        kills.order(folder)
     if kind == "cluster":
-        _wait(process, expect=9)
-        process = _start(folder, "--resume")
-    _wait(process)
-    journal = _journal(folder)
+        kills.wait(process, expect=9)
+        process = kills.start(_MODULE, folder, "--resume")
+    kills.wait(process)
+    journal = kills.journal(folder)
     first = [i for i, row in enumerate(journal) if row["pid"] != journal[0]["pid"]]
     started = journal[first[0]]["epoch"] if first else EPOCHS + 1  # the kill came after the last checkpoint
     last = journal[first[0] - 1]["epoch"] if first else EPOCHS
@@ -99,36 +93,6 @@ def killed(kind: Kind, seed: int, folder: Path, expected: list[float]) -> dict[s
         "repeated": last + 1 - started,
         "seconds_until_training_again": journal[first[0]]["time"] - journal[first[0] - 1]["time"] if first else None,
     }
-
-
-def _start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "benchmarks.ray_kills", str(folder), *options]
-    log = (folder / "log").open("ab")
-    place = tempfile.TemporaryDirectory(prefix="kill", ignore_cleanup_errors=True)
-    _PLACES.append(place)
-    environment = {**os.environ, "RAY_TMPDIR": place.name}
-    return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parent.parent, env=environment)
-
-
-def _wait(process: subprocess.Popen[bytes], *, expect: int = 0) -> None:
-    code = process.wait(PATIENCE)
-    if code != expect:
-        raise RuntimeError(f"{process.args!r} ended with {code}, not {expect}; see the log in its folder.")
-
-
-def _journal(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "journal"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _until_epoch(epoch: int, folder: Path, process: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
-    end = time.monotonic() + PATIENCE
-    while not (journal := _journal(folder)) or journal[-1]["epoch"] < epoch:
-        if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"{process.args!r} did not come to epoch {epoch}; see the log in its folder.")
-        time.sleep(0.02)
-    return journal
 
 
 def _newest_checkpoint(folder: Path) -> int:
@@ -168,15 +132,8 @@ def _train(folder: Path, *, elastic: bool, resume: bool) -> None:
     ray.init(address=cluster.address, log_to_driver=False)  # before there is a second node: the driver's is the first
     node = cluster.add_node(num_cpus=1) if elastic else cluster.head_node
 
-    def executioner() -> None:
-        while not (folder / "kill").exists():
-            time.sleep(0.02)
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
-        if not elastic:
-            os._exit(9)
-
     if not resume:
-        threading.Thread(target=executioner, daemon=True).start()
+        kills.obey(folder, node, driver=not elastic)
 
     def part() -> list[Any]:
         """This worker's share of the half batches; it leaves its process id, for the one who kills."""
@@ -189,8 +146,7 @@ def _train(folder: Path, *, elastic: bool, resume: bool) -> None:
         return list(halves)[rank :: context.get_world_size()]
 
     def journal(record: dict[str, Any]) -> None:
-        with (folder / "journal").open("a") as file:
-            file.write(json.dumps({"epoch": record["epoch"], "pid": os.getpid(), "time": time.time()}) + "\n")
+        kills.note(folder, epoch=record["epoch"])
 
     hypernet, loss = _problem()
     surrogate = ht_ray.fit(

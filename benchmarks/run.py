@@ -27,6 +27,7 @@ NAMES = (
     "rivals",
     "delivery",
     "ray_kills",
+    "ray_delivery_kills",
     "ray_steps",
     "ray_tune",
     "sklearn_cost",

@@ -27,6 +27,7 @@ _ALL += (
     delivery.delivery_large,
     delivery.delivery_summary,
     ray.ray_kills,
+    ray.ray_delivery_kills,
     ray.ray_steps,
     ray.ray_tune,
     sklearn.sklearn_targets,

@@ -7,18 +7,19 @@ from statistics import median
 from benchmarks import results
 from benchmarks.tables.markdown import environment, group, spread, table
 
+_KILLED = {"worker": "a worker", "node": "one of two nodes", "cluster": "the cluster and the driver"}
+
 
 def ray_kills() -> str:
     """What runs lose that are killed at a random moment."""
     document = results.read("ray_kills")
-    names = {"worker": "a worker", "node": "one of two nodes", "cluster": "the cluster and the driver"}
     lines = []
     for (kind,), rows in group(document["rows"], "kind").items():
         again = [r["seconds_until_training_again"] for r in rows if r["seconds_until_training_again"] is not None]
         same = [r["same"] for r in rows if r["same"] is not None]
         lines.append(
             [
-                names[kind],
+                _KILLED[kind],
                 f"{sum(r['finished'] for r in rows)} of {len(rows)}",
                 f"{sum(same)} of {len(same)}" if same else "-",
                 sum(r["lost"] > 0 for r in rows),
@@ -32,6 +33,30 @@ def ray_kills() -> str:
     ]  # fmt: skip
     note = f"\n\nTwo workers, {document['epochs']} epochs, a checkpoint every {document['checkpoint_every']}."
     note += " Ray waited 10 s for a lost node to come back (its default is 60 s)."
+    return table(header, lines) + note + environment(document)
+
+
+def ray_delivery_kills() -> str:
+    """What deliveries lose that are killed at a random moment."""
+    document = results.read("ray_delivery_kills")
+    lines = [
+        [
+            _KILLED[kind],
+            f"{sum(row['same'] for row in rows)} of {len(rows)}",
+            spread([row["kept"] for row in rows], 0),
+            sum(row["lost"] for row in rows),
+            max(row["repeated"] for row in rows),
+        ]
+        for (kind,), rows in group(document["rows"], "kind").items()
+    ]
+    header = [
+        "killed", "delivered the same network", "branches finished by then", "of these lost",
+        "branches begun again, at most",
+    ]  # fmt: skip
+    note = (
+        f"\n\n{document['branches']} branches a delivery, {document['tasks']} tasks at a time. The same network: equal"
+        " config, branches, values and weights."
+    )
     return table(header, lines) + note + environment(document)
 
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,45 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def kills() -> Iterator[Any]:
+def benchmark() -> Iterator[Callable[[str], Any]]:
+    """Imports one by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        yield importlib.import_module("benchmarks.ray_kills")
+        yield lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture(scope="module")
-def losses(kills: Any, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+def losses(benchmark: Any, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Of a run that nothing disturbs."""
-    return kills.uninterrupted(tmp_path_factory.mktemp("kills") / "whole")
+    return benchmark("ray_kills").uninterrupted(tmp_path_factory.mktemp("kills") / "whole")
 
 
 @pytest.mark.parametrize("kind", ["worker", "node", "cluster"])
-def test_a_run_that_is_killed_finishes(kind: str, kills: Any, losses: list[float], tmp_path: Path) -> None:
+def test_a_run_that_is_killed_finishes(kind: str, benchmark: Any, losses: list[float], tmp_path: Path) -> None:
+    kills = benchmark("ray_kills")
     row = kills.killed(kind, 0, tmp_path / kind, losses)
     assert row["finished"]
     assert row["seconds_until_training_again"] is not None  # else the kill came too late to change anything
     assert row["same"] in (True, None)
     assert row["lost"] == 0
     assert row["repeated"] <= kills.EVERY
+
+
+@pytest.fixture(scope="module")
+def delivery(benchmark: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one that nothing disturbs ends in."""
+    return benchmark("ray_delivery_kills").uninterrupted(tmp_path_factory.mktemp("kills") / "whole")
+
+
+@pytest.mark.parametrize("kind", ["worker", "node", "cluster"])
+def test_a_delivery_that_is_killed_ends_in_the_same_network(
+    kind: str, benchmark: Any, delivery: dict[str, Any], tmp_path: Path
+) -> None:
+    kills = benchmark("ray_delivery_kills")
+    row = kills.killed(kind, 0, tmp_path / kind, delivery)
+    assert row["same"]
+    assert row["lost"] == 0
+    assert 0 < row["repeated"] <= kills.TASKS  # only what was under way
 
 
 @pytest.fixture
@@ -71,3 +90,22 @@ def test_the_example_loses_a_worker_and_nothing_else(
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     digits = importlib.import_module("digits")
     assert ht.Surrogate.load(tmp_path / "surrogate", digits.make_network()).space == digits.space
+
+
+def test_the_delivery_of_the_example_loses_a_task_and_goes_on_from_its_folder(tmp_path: Path, place: str) -> None:
+    pytest.importorskip("sklearn")
+    script = str(ROOT / "examples" / "ray_deliver.py")
+    command = [sys.executable, script, "--epochs", "8", "--trainings", "2", "--output", str(tmp_path)]
+    environment = {**os.environ, "RAY_TMPDIR": place}
+
+    def delivered() -> str:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "delivered.json").read_text()
+
+    first = delivered()
+    assert (tmp_path / "killed").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "trainings").iterdir()}
+    assert len(kept) > 2
+    assert delivered() == first
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "trainings").iterdir()} == kept
