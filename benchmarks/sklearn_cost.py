@@ -37,7 +37,7 @@ def _mlp(epochs: int) -> Any:
 _CONFIG = {"weight_decay": 1e-3, "dropout": 0.1, "input_noise": 0.1, "mixup": 0.1, "label_smoothing": 0.1}
 KINDS: dict[str, Callable[[int], Any]] = {
     "MLPClassifier": _mlp,
-    "finetune": _ours,
+    "deliver": _ours,
     "materialize": lambda epochs: _ours(epochs, refit="materialize"),
     "retrain": lambda epochs: _ours(epochs, refit="retrain"),
     "one config": lambda epochs: _ours(epochs, config=_CONFIG, refit="retrain"),

@@ -35,6 +35,7 @@ _ALL += (
     sklearn.peers_by_set,
     sklearn.peers_loss_by_set,
     sklearn.refit,
+    sklearn.refit_steps,
     sklearn.sklearn_cost,
     kernel.steps,
     kernel.gpu,

@@ -18,7 +18,7 @@ def sklearn_targets() -> str:
     sets, methods = len(document["sets"]), document["methods"]
     ranks = [rankdata(each, axis=2).mean((0, 1)) for each in (errors, losses)]
     boosting = [min(r for r, m in zip(each, methods, strict=True) if "boosting" in m) for each in ranks]
-    ratio = median(line["finetune"] / line["MLPClassifier"] for line in cost["seconds"])
+    ratio = median(line["deliver"] / line["MLPClassifier"] for line in cost["seconds"])
     first = [_first(each, methods) for each in (errors, losses)]
     rows = [
         [f"mean rank among {len(methods)} methods by error", f"{ranks[0][0]:.2f}", f"tuned boosting: {boosting[0]:.2f}",
@@ -80,14 +80,41 @@ def peers_summary() -> str:
 def refit() -> str:
     """Losses of the three ways to a network."""
     document = results.read("refit")
-    groups = group(document["rows"], "set", "refit")
+    groups = group([row for row in document["rows"] if row["steps"] is None], "set", "refit")
     lines = []
     for name in document["sets"]:
         values = [[row["loss"] for row in groups[name, refit]] for refit in document["refits"]]
-        ahead = sum(first < third for first, third in zip(values[0], values[2], strict=True))
-        lines.append([name, *(f"{mean(each):.4f}" for each in values), f"{ahead} of {len(values[0])}"])
+        rounds = sorted(row["rounds"] for row in groups[name, "deliver"])
+        lines.append([name, *(f"{mean(each):.4f}" for each in values), ", ".join(map(str, rounds))])
     note = f"\n\nMeans over {document['folds']} folds."
-    header = ["", *(f"`{name}`" for name in document["refits"]), "first ahead of last"]
+    header = ["", *(f"`{name}`" for name in document["refits"]), "rounds of `deliver`"]
+    return table(header, lines) + note + environment(document)
+
+
+def refit_steps() -> str:
+    """Losses by the number of the hypernetwork's steps, beside those of the default."""
+    document = results.read("refit")
+    rows = [row for row in document["rows"] if row["refit"] == "deliver"]
+    lengths = [None, *document["steps"]]
+    means = {key: mean(row["loss"] for row in each) for key, each in group(rows, "set", "steps").items()}
+    judged = {key: mean(row["validation_loss"] for row in each) for key, each in group(rows, "set", "steps").items()}
+    lines = [
+        [
+            name,
+            f"{means[name, None]:.4f}",
+            *(
+                f"{means[name, steps] / means[name, None]:.2f} ({judged[name, steps] / judged[name, None]:.2f})"
+                for steps in lengths[1:]
+            ),
+        ]
+        for name in document["sets"]
+    ]
+    header = ["", '`epochs="auto"`', *(f"{steps} steps" for steps in document["steps"])]
+    note = (
+        '\n\nLosses of the network on test rows with `epochs="auto"`, and ratios to them; in brackets those of the'
+        " losses at the best setting on the rows that were held back, as the surrogate sees them. Means over"
+        f" {document['folds']} folds."
+    )
     return table(header, lines) + note + environment(document)
 
 
@@ -96,7 +123,7 @@ def sklearn_cost() -> str:
     d = results.read("sklearn_cost")
     names = {
         "MLPClassifier": "`MLPClassifier`",
-        "finetune": "`HyperTuneClassifier`",
+        "deliver": "`HyperTuneClassifier`",
         "materialize": '`HyperTuneClassifier(refit="materialize")`',
         "retrain": '`HyperTuneClassifier(refit="retrain")`',
         "one config": '`HyperTuneClassifier(config=..., refit="retrain")`, which does not tune',

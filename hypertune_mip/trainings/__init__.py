@@ -1,6 +1,6 @@
 """Plain networks: the recipe by which one is trained, the trainer, finished trainings, and who carries them out."""
 
-from hypertune_mip.trainings.average import Average, greedy_average
+from hypertune_mip.trainings.average import Average, greedy_average, with_another
 from hypertune_mip.trainings.branches import Branches, BranchPoint
 from hypertune_mip.trainings.executor import Executor, InThisProcess
 from hypertune_mip.trainings.recipe import AnyConfig, Recipe
@@ -24,4 +24,5 @@ __all__ = [
     "Trainer",
     "Workshop",
     "greedy_average",
+    "with_another",
 ]

@@ -21,7 +21,6 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.optim.swa_utils import update_bn
 
 import hypertune_mip as ht
 from hypertune_mip.arguments import whole_number
@@ -29,17 +28,20 @@ from hypertune_mip.directions import Direction, checked_directions, sign
 from hypertune_mip.evaluation import Metric
 from hypertune_mip.randomness import forked_random_state
 from hypertune_mip.training import Loss, Options
-from hypertune_mip.trainings import AnyConfig
+from hypertune_mip.trainings import AnyConfig, FromHypernetwork
 from hypertune_mip.verification.calibration import FEWEST
 from hypertune_mip_sklearn.defaults import Adam, DefaultLoss, DefaultMetric, Module, default_network, default_space
+from hypertune_mip_sklearn.rounds import trained_in_rounds
 from hypertune_mip_sklearn.rows import TableEstimator, chosen_rows
 from hypertune_mip_sklearn.table import Batches
 
 Config = Mapping[str, Any]
 Space = ht.SearchSpace | Mapping[str, BaseDistribution]
 _STEPS = 750  # of training with epochs="auto", about
-_EPOCHS = (10, _STEPS)
-_FINE = 0.3  # of the epochs and of the learning rate, to finish a network that the hypernetwork made
+_FEW_ROWS, _FEW_STEPS = 600, 150  # with fewer rows there are fewer steps in proportion, but at least so many
+_FEWEST_EPOCHS = 10
+_FINE = 0.3  # of the epochs and of the learning rate, in each round that trains what the hypernetwork made further
+_ROUNDS = 5  # at most
 _SETTINGS = (3, 8)  # that share a step, each with a batch of its own
 _FEWEST_STEPS = 10  # in an epoch that settings may share, where the epochs are given
 _AT_ONCE = 2**24  # multiplications, about: a step with fewer takes no time beside its overhead
@@ -73,6 +75,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
     best_score_: float
     history_: list[dict[str, Any]]
     trust_report_: ht.TrustReport | None
+    n_rounds_: int
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         "module": [nn.Module, callable, None],
@@ -87,7 +90,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither"), HasMethods(["split", "get_n_splits"])],
-        "refit": [StrOptions({"finetune", "materialize", "retrain"})],
+        "refit": [StrOptions({"deliver", "materialize", "retrain"})],
         "verify": [Interval(Integral, 0, None, closed="left")],
         "random_state": ["random_state"],
         "device": [str],
@@ -110,7 +113,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         batch_size: int | Literal["auto"] = "auto",
         learning_rate: float = 6e-3,
         validation_fraction: Any = 0.2,
-        refit: Literal["finetune", "materialize", "retrain"] = "finetune",
+        refit: Literal["deliver", "materialize", "retrain"] = "deliver",
         verify: int = 0,
         random_state: Any = None,
         device: str = "cpu",
@@ -166,13 +169,16 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         context = self._init_callback_context(max_subtasks=0 if shared is None else shared.epochs)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         self.__dict__.pop("surrogate_", None)
-        self.history_, self.trust_report_ = [], None
+        self.history_, self.trust_report_, self.n_rounds_ = [], None, 0
         if shared is not None:
             self._fit_surrogate(shared, rows, train, validation, seed=seed, context=context)
         self._choose(rows, seed)
-        doubted = self.trust_report_ is not None and not self.trust_report_.trusted()
-        refit = "retrain" if doubted else self.refit
-        self.module_ = self._at(self.best_config_) if refit == "materialize" else self._trained(rows, seed, refit)
+        if self.refit == "retrain" or (self.trust_report_ is not None and not self.trust_report_.trusted()):
+            self.module_ = self._retrained(rows, seed)
+        elif self.refit == "materialize":
+            self.module_ = self._at(self.best_config_)
+        else:
+            self.module_ = self._delivered(rows, train, validation, seed)
         context.call_on_fit_task_end(estimator=self, X=X, y=y)
         return self
 
@@ -246,7 +252,9 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
     def _epochs(self, batches: Batches) -> int:
         if self.epochs != "auto":
             return int(self.epochs)
-        return int(np.clip(round(_STEPS / len(batches)), *_EPOCHS))
+        share = len(batches.rows["y"]) / _FEW_ROWS
+        steps = min(_STEPS, max(_FEW_STEPS, _STEPS * share))
+        return max(_FEWEST_EPOCHS, round(steps / len(batches)))
 
     def _shared(self, rows: Mapping[str, Tensor], train: np.ndarray, seed: int) -> _Shared:
         """How the hypernetwork is to be trained on the rows `train`."""
@@ -337,43 +345,68 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         optimum = self.surrogate_.optimize(self.objective, **_SEARCH, seed=seed % 1000)
         self.best_config_, self.best_score_ = optimum.config, -self._objective_sign * optimum.value
 
-    def _trained(self, rows: Mapping[str, Tensor], seed: int, refit: str) -> nn.Module:
-        """A network trained at the best setting on all rows, from scratch or from what the hypernetwork makes."""
+    def _delivered(
+        self, rows: Mapping[str, Tensor], train: np.ndarray, validation: np.ndarray | None, seed: int
+    ) -> nn.Module:
+        """What the hypernetwork makes at the best setting, trained further on all rows, as long as it pays.
+
+        How long that is, trainings on the rows `train` tell, from the same weights: their rounds end with the last one
+        that is better for the rows `validation`. Where none were held back there is one round.
+        """
+        seed, rounds = seed % 1000, 1
+        if validation is not None:
+            judge = self._trainer(rows, train, validation, _FINE)
+            sign = self._objective_sign
+
+            def score(network: nn.Module) -> float:
+                return sign * judge.measure(network)[self.objective]
+
+            rounds = trained_in_rounds(judge, "end", self.best_config_, _ROUNDS, seed=seed, score=score).rounds
+        trainer = self._trainer(rows, None, None, _FINE)
+        found = trained_in_rounds(trainer, "end", self.best_config_, rounds, seed=seed)
+        self.n_rounds_ = found.rounds
+        return found.network
+
+    def _retrained(self, rows: Mapping[str, Tensor], seed: int) -> nn.Module:
+        """A network trained at the best setting on all rows, from scratch."""
+        network = self._network(rows["x"].shape[1], seed)
+        trainer = self._trainer(rows, None, None, 1.0, network=network, initialize=self._initialize(rows))
+        return trainer.network(self.best_config_, seed=seed % 1000)
+
+    def _trainer(
+        self,
+        rows: Mapping[str, Tensor],
+        train: np.ndarray | None,
+        validation: np.ndarray | None,
+        share: float,
+        *,
+        network: nn.Module | None = None,
+        initialize: Any = "given",
+    ) -> ht.Trainer:
+        """Of plain networks, on some rows or all of them, for a share of the epochs at a share of the learning rate.
+
+        Without a network it branches from the hypernetwork.
+        """
         loss, metric = self._goal()
-        batches = self._batches(rows)
-        fine = refit == "finetune"
-        share = _FINE if fine else 1.0
-        trainer = ht.Trainer(
-            self._made() if fine else self._network(rows["x"].shape[1], seed),
+        batches = self._batches(rows, train)
+        judged = batches.rows if validation is None else chosen_rows(rows, validation)
+        return ht.Trainer(
+            self.surrogate_.hypernet.given if network is None else network,
             self._space(),
             loss,
             batches,
             metric=metric,
-            val_loader=Batches(batches.rows, _ROWS, shuffle=False),
+            val_loader=Batches(judged, _ROWS, shuffle=False),
             recipe=self._recipe(batches, share),
-            initialize="given" if fine else self._initialize(rows),
+            branch_points={"end": FromHypernetwork(self.surrogate_.hypernet)} if network is None else None,
+            initialize=initialize,
             device=Options(device=self.device).resolved_device(),
         )
-        network = trainer.network(self.best_config_, seed=seed % 1000)
-        if fine:
-            device = next(network.parameters()).device
-            update_bn((batch["x"].to(device) for batch in batches), network)  # of a short training they are not yet
-        return network
 
     def _recipe(self, batches: Any, share: float = 1.0) -> ht.Recipe:
         """How one network is trained, or finished: for a share of the epochs, at a share of the learning rate."""
         epochs = max(1, round(share * self._epochs(batches)))
         return ht.Recipe(epochs=epochs, optimizer=AnyConfig(Adam(share * float(self.learning_rate))))
-
-    def _made(self) -> nn.Module:
-        """The primary network with the hypernetwork's weights at the best setting, to train on."""
-        hypernet = self.surrogate_.hypernet
-        network = copy.deepcopy(hypernet.given)
-        with torch.no_grad():
-            weights = hypernet.effective(hypernet.space.to_unit(self.best_config_))
-            for name, tensor in weights.items():
-                network.get_parameter(name).copy_(tensor[0])
-        return network
 
     def _initialize(self, rows: Mapping[str, Tensor]) -> Any:
         """Where real training starts: from a user's network as it was given, or from what a function makes."""
@@ -389,7 +422,7 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         if "surrogate_" not in self.__dict__:
             raise ValueError(
                 "There is no surrogate to ask about other settings, since the network was trained at one `config`."
-                ' Fit again with config=None or refit="finetune".'
+                ' Fit again with config=None or refit="deliver".'
             )
         return self.surrogate_
 

@@ -43,13 +43,15 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         directions: By metric "maximize", where large values are the better ones, or "minimize", as it is where nothing
             is said.
         head: Of the hypernetwork, such as `ht.RankOne()`.
-        epochs: Passes over the data; "auto" is about 750 steps. To finish a network takes 0.3 of them.
+        epochs: Passes over the data; "auto" is about 750 steps, and fewer for fewer than 600 rows. Each round of
+            `refit="deliver"` takes 0.3 of them.
         batch_size: Of each setting; "auto" is a tenth of the data, from 16 to 256. Where there are rows enough, the
             settings of a step have a batch each.
-        learning_rate: Of Adam, which decays along half a cosine; to finish a network it is 0.3 of that.
+        learning_rate: Of Adam, which decays along half a cosine; in the rounds of `refit="deliver"` it is 0.3 of that.
         validation_fraction: Share of the data that settings are judged by, or a splitter, whose first split is taken.
-        refit: "finetune" trains the network that the hypernetwork makes at the best setting a little further, on all
-            data; "materialize" takes it as it is; "retrain" trains one from scratch.
+        refit: "deliver" trains the network that the hypernetwork makes at the best setting further on all data, in
+            rounds of which it takes the mean; how many, up to five, is found on the data that settings are judged by,
+            and with `config` there is one. "materialize" takes the network as it is; "retrain" trains one from scratch.
         verify: How many settings to train for real, none or at least three, to measure and calibrate the surrogate
             (needs the extra [calibration]). Where the report has doubts, the best of these trainings is the best
             setting, and a network is trained there.
@@ -67,6 +69,7 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         module_: The network.
         encoder_: The transformer from `X` to the network's inputs.
         trust_report_: Surrogate beside real training, or None.
+        n_rounds_: How many rounds of `refit="deliver"` the network is the mean of; 0 where it was made otherwise.
         history_: Records of the epochs.
         classes_: Labels.
         n_features_in_: Columns of `X`.
@@ -101,7 +104,7 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         batch_size: int | Literal["auto"] = "auto",
         learning_rate: float = 6e-3,
         validation_fraction: Any = 0.2,
-        refit: Literal["finetune", "materialize", "retrain"] = "finetune",
+        refit: Literal["deliver", "materialize", "retrain"] = "deliver",
         verify: int = 0,
         class_weight: Any = None,
         random_state: Any = None,

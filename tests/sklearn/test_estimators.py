@@ -103,7 +103,7 @@ def test_a_network_is_finished_on_all_rows() -> None:
     y = (x[:, 0] > 0).astype(int)
     y[judging] = 1 - y[judging]
     options = {"validation_fraction": splitter, "epochs": 60}
-    made, finished = (classifier(refit=refit, **options).fit(x, y) for refit in ("materialize", "finetune"))
+    made, finished = (classifier(refit=refit, **options).fit(x, y) for refit in ("materialize", "deliver"))
     assert log_loss(y[judging], finished.predict_proba(x[judging])) < log_loss(
         y[judging], made.predict_proba(x[judging])
     )
@@ -115,7 +115,7 @@ def test_settings_that_share_a_step_and_real_training_have_batches_of_the_same_s
     steps = fitted.history_[-1]["step"] / len(fitted.history_)
     assert steps == 1  # of eight settings with a batch of 17 each
     assert surrogate.train_loader.size == 17
-    assert surrogate.recipe.epochs == round(750 / -(-rows // 17))
+    assert surrogate.recipe.epochs == round(750 * rows / 600 / -(-rows // 17))
     trainer = surrogate.trainer()
     assert (trainer.train_loader, trainer.recipe.epochs) == (surrogate.train_loader, surrogate.recipe.epochs)
     few = classifier(epochs=10).fit(X, Y)
