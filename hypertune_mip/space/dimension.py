@@ -28,6 +28,8 @@ from torch import Tensor
 from hypertune_mip.arguments import plain, precision
 from hypertune_mip.errors import SpaceError
 
+_ROUNDING = 1e-12  # relative, of a logarithm and back
+
 Value = Any  # a native value: float, int, or one of a categorical's choices
 
 
@@ -61,7 +63,7 @@ class Dimension(ABC):
         return (index.to(unit.dtype) + 0.5) / self.cells
 
     def _number(self, value: Value, low: float, high: float) -> float:
-        """A value within its range as a float; one of low precision may be outside by its own rounding error."""
+        """A value within its range as a float; it may be outside by its rounding error, or by that of a logarithm."""
         single = plain(value)
         if isinstance(single, bool) or not isinstance(single, Real):
             raise SpaceError(f"'{self.name}' takes a number, but got {value!r} of type {type(value).__name__}.")
@@ -71,7 +73,7 @@ class Dimension(ABC):
                 f"'{self.name}' must be finite, but got {number!r}. A NaN often comes from a failed trial: drop it."
             )
         nearest = min(max(number, low), high)
-        if abs(number - nearest) > precision(value) * abs(nearest):
+        if abs(number - nearest) > max(precision(value), _ROUNDING) * abs(nearest):
             raise SpaceError(
                 f"'{self.name}' must lie in [{low:g}, {high:g}], but got {number!r}. The hypernetwork has learned"
                 " nothing outside the range that it was trained on; train with a wider one if you need this value."

@@ -11,7 +11,7 @@ import ray
 import torch
 from ray import cloudpickle, tune
 
-from hypertune_mip import OptionError, Recipe, SearchSpace, SpaceError, Surrogate
+from hypertune_mip import OptionError, Recipe, SpaceError, Surrogate
 from hypertune_mip_ray.cluster import pickled_or_named
 
 
@@ -94,7 +94,7 @@ def branch_trainable(
 def surrogate_trial(config: dict[str, Any], pickled: bytes) -> None:
     """One trial."""
     surrogate = _unpickled(pickled)
-    tune.report(surrogate.evaluate(inside(surrogate.space, config)))
+    tune.report(surrogate.evaluate(config))
 
 
 def branch_trial(config: dict[str, Any], pickled: bytes, names: Sequence[str], share: float, seed: int) -> None:
@@ -107,7 +107,7 @@ def branch_trial(config: dict[str, Any], pickled: bytes, names: Sequence[str], s
             raise SpaceError(f"The trial's config lacks {missing}, which `recipe_names` holds; it has {list(config)}.")
         trainer = trainer.following(trainer.recipe.given({name: config[name] for name in names}))
     own = {name: value for name, value in config.items() if name not in names}
-    for epoch, values in trainer.branch_epochs(inside(trainer.space, own), share=share, seed=seed):
+    for epoch, values in trainer.branch_epochs(own, share=share, seed=seed):
         tune.report({"epoch": epoch, **values})
 
 
@@ -124,18 +124,3 @@ def _unpickled(pickled: bytes) -> Surrogate:
     """Once an actor: Ray itself would unpickle what it passes anew for each trial."""
     surrogate: Surrogate = cloudpickle.loads(pickled)
     return surrogate
-
-
-def inside(space: SearchSpace, config: dict[str, Any]) -> dict[str, Any]:
-    """The config with floats that rounding has put a hair outside their range moved to its end.
-
-    Ray draws from a logarithmic range by exp(log(low)), which may be less than low.
-    """
-    moved = dict(config)
-    for name, distribution in space.items():
-        value, low, high = moved.get(name), getattr(distribution, "low", None), getattr(distribution, "high", None)
-        if isinstance(value, float) and low is not None and high is not None:
-            nearest = min(max(value, low), high)
-            if abs(nearest - value) <= 1e-9 * abs(nearest):
-                moved[name] = nearest
-    return moved
