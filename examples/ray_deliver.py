@@ -11,6 +11,7 @@ node of a cluster the same script uses the cluster, and with `--gpus 0.25` four 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -27,13 +28,14 @@ import hypertune_mip_ray as ht_ray
 
 
 def recipe(epochs: int, flag: Path) -> ht.Recipe:
-    """How one network is trained; the first task that begins one is killed, once."""
+    """How one network is trained; a task that begins one, and is the first to set the flag, is killed."""
     driver = os.getpid()
 
     def optimizer(parameters: Any, config: Any) -> torch.optim.Optimizer:
-        if os.getpid() != driver and not flag.exists():
-            flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if os.getpid() != driver:
+            with contextlib.suppress(OSError):  # it is set already, or this machine does not have the folder
+                flag.touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
         return torch.optim.Adam(parameters, lr=3e-3)
 
     return ht.Recipe(epochs=epochs, optimizer=optimizer)

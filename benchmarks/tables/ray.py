@@ -44,18 +44,16 @@ def ray_delivery_kills() -> str:
             _KILLED[kind],
             f"{sum(row['same'] for row in rows)} of {len(rows)}",
             spread([row["kept"] for row in rows], 0),
-            sum(row["lost"] for row in rows),
             max(row["repeated"] for row in rows),
         ]
         for (kind,), rows in group(document["rows"], "kind").items()
     ]
     header = [
-        "killed", "delivered the same network", "branches finished by then", "of these lost",
-        "branches begun again, at most",
+        "killed", "delivered the same network", "branches finished by then", "branches begun again, at most",
     ]  # fmt: skip
     note = (
         f"\n\n{document['branches']} branches a delivery, {document['tasks']} tasks at a time. The same network: equal"
-        " config, branches, values and weights."
+        " config, branches, values and sums of weights. No finished branch was trained again."
     )
     return table(header, lines) + note + environment(document)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from optuna.distributions import (
 )
 from torch import Tensor
 
-from hypertune_mip.arguments import real_number, seed_number, whole_number
+from hypertune_mip.arguments import plain, real_number, seed_number, whole_number
 from hypertune_mip.errors import SpaceError
 from hypertune_mip.space.dimension import Dimension, Value, dimension
 from hypertune_mip.space.refusal import check_amortizable
@@ -126,6 +127,22 @@ class SearchSpace(Mapping[str, BaseDistribution]):
                 " Ask for one after another, or for the metrics of many by `evaluate_batch`."
             )
         return self.to_unit(config)
+
+    def plain(self, configs: Config | Sequence[Config]) -> list[dict[str, Value]]:
+        """Configs as they were given, with values of Python's own types, in this space's order.
+
+        What rounding has put outside a range is its end. (By way of units, floats of a logarithmic range would have
+        other last digits.)
+
+        Raises:
+            SpaceError: As in `to_unit`.
+        """
+        rows: list[Config] = [configs] if isinstance(configs, Mapping) else list(configs)
+        decoded = self.from_unit(self.to_unit(rows))
+        return [
+            {name: _as_given(value, row[name], self._distributions[name]) for name, value in each.items()}
+            for each, row in zip(decoded, rows, strict=True)
+        ]
 
     def _row(self, config: Config) -> list[float]:
         if not isinstance(config, Mapping):
@@ -240,6 +257,15 @@ class SearchSpace(Mapping[str, BaseDistribution]):
             return cls(distributions, amortizable=tuple(description["amortizable"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise SpaceError(f"Not a description of a search space: {error}") from error
+
+
+def _as_given(decoded: Value, given: Any, distribution: BaseDistribution) -> Value:
+    """A float as it was given, where that is within the range and the same as the decoded one but for rounding."""
+    if not isinstance(decoded, float):
+        return decoded
+    own = float(plain(given))
+    within = getattr(distribution, "low", own) <= own <= getattr(distribution, "high", own)
+    return own if within and math.isclose(decoded, own, rel_tol=1e-9, abs_tol=1e-12) else decoded
 
 
 def _floating(units: Tensor) -> Tensor:

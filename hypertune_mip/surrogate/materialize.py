@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hypertune_mip import nn as hypertune_nn
-from hypertune_mip.arguments import plain
 from hypertune_mip.errors import DataError, HypertuneWarning
 from hypertune_mip.evaluation import Metric, to_device
 from hypertune_mip.hypernetwork import HyperNetwork
@@ -40,8 +39,9 @@ def materialize(
         metric: What it runs the network by where there is no loss; without both it is called on a batch's first part.
     """
     units = hypernet.space.unit_of(config)
+    (values,) = hypernet.space.plain(config)
     with hypernet.kernel.lock:
-        network = hypertune_nn.resolve(hypernet.network, {name: plain(value) for name, value in config.items()})
+        network = hypertune_nn.resolve(hypernet.network, values)
     with torch.no_grad():
         tensors = hypernet.effective(units)
         trained = {name: parameter.requires_grad for name, parameter in hypernet.given.named_parameters()}
@@ -56,11 +56,11 @@ def materialize(
             stacklevel=3,
         )
     elif hypernet.batch_norms and recalibrate is not None:
-        values = {name: column[0] for name, column in hypernet.configs(units).items()}
+        scalars = {name: column[0] for name, column in hypernet.configs(units).items()}
 
         def run(batch: Any) -> None:
             if loss is not None:
-                loss(network, batch, values)
+                loss(network, batch, scalars)
             elif metric is not None:
                 for part in parts_of(metric):
                     (part.predict if isinstance(part, WholeSet) else part)(network, batch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from jaxtyping import Float
 from torch import nn
 from tqdm.auto import tqdm
 
-from hypertune_mip.arguments import plain, real_number, seed_number
+from hypertune_mip.arguments import real_number, seed_number
 from hypertune_mip.errors import DataError, OptionError
 from hypertune_mip.evaluation import Metric, standard_error
 from hypertune_mip.execution import Mode
-from hypertune_mip.space import Config, SearchSpace, Value
+from hypertune_mip.space import Config, SearchSpace
 from hypertune_mip.training import Loss
 from hypertune_mip.training.options import at_least
 from hypertune_mip.trainings.branches import Branches, BranchPoint
@@ -188,7 +187,7 @@ class Trainer:
         numbers = _numbers(seeds)
         if len(numbers) > 1 or not common:
             self._scratch.warn_of_same(stacklevel=2)
-        own = self._own(configs)
+        own = self.space.plain(configs)
         runs = [Run(config, seed, common, SCRATCH, 1.0) for seed in numbers for config in own]
         finished = self._finished(runs, keep=False, progress=progress)
         return {
@@ -300,7 +299,7 @@ class Trainer:
             raise OptionError(f"`share` must lie in (0, 1], but got {share}.")
         name = self._network_as_start(start) if isinstance(start, nn.Module) else self._branch_point(start)
         seed = seed_number(seed, error=OptionError)
-        runs = [Run(config, seed, True, name, share) for config in self._own(configs)]
+        runs = [Run(config, seed, True, name, share) for config in self.space.plain(configs)]
         if not runs:
             self._drop_network(start, [Run({}, seed, True, name, share)])
         return runs
@@ -345,14 +344,14 @@ class Trainer:
             OptionError: If the seed is no whole number.
         """
         self.space.unit_of(config)  # of one config
-        (own,) = self._own([config])
+        (own,) = self.space.plain([config])
         run = Run(own, seed_number(seed, error=OptionError), True, SCRATCH, 1.0)
         self._finished([run], keep=True, progress=False)
         return self._stored_network(run)
 
     def about(self, config: Config) -> dict[str, Any]:
         """What makes a training from scratch at a config, and the data that it is measured on, in plain values."""
-        (own,) = self._own([config])
+        (own,) = self.space.plain([config])
         return self._workshop.about(Run(own, 0, True, SCRATCH, 1.0)) | {"data": self._workshop.data_digest}
 
     def share_of(self, share: float) -> float:
@@ -378,7 +377,7 @@ class Trainer:
             config: For the loss, native values.
         """
         self.space.unit_of(config)
-        (own,) = self._own([config])
+        (own,) = self.space.plain([config])
         return self._workshop.collect_statistics(network, own)
 
     def standard_errors(self, network: nn.Module) -> dict[str, float]:
@@ -405,19 +404,11 @@ class Trainer:
             OptionError: If `steps` is missing, and the loader has no length.
         """
         self.space.unit_of(config)  # of one config
-        (own,) = self._own([config])
+        (own,) = self.space.plain([config])
         count = self._workshop.steps if steps is None else steps
         if count is None:
             raise OptionError("The training loader has no length: pass `steps`, of the whole recipe.")
         return count * self._workshop.seconds_of_step(Run(own, 0, True, SCRATCH, 1.0))
-
-    def _own(self, configs: Sequence[Config]) -> list[dict[str, Value]]:
-        """Configs as they were given, in the space's order: on a logarithmic range a unit gives other last digits."""
-        given = [configs] if isinstance(configs, Mapping) else list(configs)
-        return [
-            {name: _given(value, config[name]) for name, value in decoded.items()}
-            for config, decoded in zip(given, self.space.from_unit(self.space.to_unit(given)), strict=True)
-        ]
 
     def _finished(self, runs: list[Run], *, keep: bool, progress: bool) -> list[Finished]:
         """What came out of each, of those that were finished before as well."""
@@ -517,14 +508,6 @@ def checked_recipe(recipe: Any) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise OptionError(f"`recipe` must be a Recipe, but got {recipe!r}.")
     return recipe
-
-
-def _given(decoded: Value, given: Any) -> Value:
-    """A float as it was given, where it is the same but for rounding."""
-    if not isinstance(decoded, float):
-        return decoded
-    own = float(plain(given))
-    return own if math.isclose(decoded, own, rel_tol=1e-9, abs_tol=1e-12) else decoded
 
 
 def _numbers(seeds: Any) -> list[int]:

@@ -355,37 +355,35 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         """
         seed, rounds = seed % 1000, 1
         if validation is not None:
-            judge = self._trainer(rows, train, validation, _FINE)
-            sign = self._objective_sign
+            judge, way = self._trainer(rows, _FINE, train=train, validation=validation), self._objective_sign
 
             def score(network: nn.Module) -> float:
-                return sign * judge.measure(network)[self.objective]
+                return way * judge.measure(network)[self.objective]
 
-            rounds = trained_in_rounds(judge, "end", self.best_config_, _ROUNDS, seed=seed, score=score).rounds
-        trainer = self._trainer(rows, None, None, _FINE)
-        found = trained_in_rounds(trainer, "end", self.best_config_, rounds, seed=seed)
-        self.n_rounds_ = found.rounds
-        return found.network
+            _, rounds = trained_in_rounds(judge, "end", self.best_config_, _ROUNDS, seed=seed, score=score)
+        trainer = self._trainer(rows, _FINE)
+        network, self.n_rounds_ = trained_in_rounds(trainer, "end", self.best_config_, rounds, seed=seed)
+        return network
 
     def _retrained(self, rows: Mapping[str, Tensor], seed: int) -> nn.Module:
         """A network trained at the best setting on all rows, from scratch."""
         network = self._network(rows["x"].shape[1], seed)
-        trainer = self._trainer(rows, None, None, 1.0, network=network, initialize=self._initialize(rows))
+        trainer = self._trainer(rows, 1.0, network=network, initialize=self._initialize(rows))
         return trainer.network(self.best_config_, seed=seed % 1000)
 
     def _trainer(
         self,
         rows: Mapping[str, Tensor],
-        train: np.ndarray | None,
-        validation: np.ndarray | None,
         share: float,
         *,
+        train: np.ndarray | None = None,
+        validation: np.ndarray | None = None,
         network: nn.Module | None = None,
         initialize: Any = "given",
     ) -> ht.Trainer:
-        """Of plain networks, on some rows or all of them, for a share of the epochs at a share of the learning rate.
+        """Of plain networks, for a share of the epochs at a share of the learning rate.
 
-        Without a network it branches from the hypernetwork.
+        All rows train and judge where none are named; without a network it branches from the hypernetwork.
         """
         loss, metric = self._goal()
         batches = self._batches(rows, train)

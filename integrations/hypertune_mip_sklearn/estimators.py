@@ -43,8 +43,8 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         directions: By metric "maximize", where large values are the better ones, or "minimize", as it is where nothing
             is said.
         head: Of the hypernetwork, such as `ht.RankOne()`.
-        epochs: Passes over the data; "auto" is about 750 steps, and fewer for fewer than 600 rows. Each round of
-            `refit="deliver"` takes 0.3 of them.
+        epochs: Passes over the data; "auto" is about 750 steps, and fewer for fewer than 600 rows to train on. Each
+            round of `refit="deliver"` takes 0.3 of them.
         batch_size: Of each setting; "auto" is a tenth of the data, from 16 to 256. Where there are rows enough, the
             settings of a step have a batch each.
         learning_rate: Of Adam, which decays along half a cosine; in the rounds of `refit="deliver"` it is 0.3 of that.
@@ -69,7 +69,8 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         module_: The network.
         encoder_: The transformer from `X` to the network's inputs.
         trust_report_: Surrogate beside real training, or None.
-        n_rounds_: How many rounds of `refit="deliver"` the network is the mean of; 0 where it was made otherwise.
+        n_rounds_: How many rounds of `refit="deliver"` the fitted network is the mean of; 0 where it was made
+            otherwise.
         history_: Records of the epochs.
         classes_: Labels.
         n_features_in_: Columns of `X`.

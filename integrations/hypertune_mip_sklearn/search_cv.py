@@ -48,7 +48,8 @@ class HyperTuneSearchCV(BaseSearchCV):  # type: ignore[misc]  # scikit-learn shi
 
     Args:
         estimator: A `HyperTuneClassifier` or `HyperTuneRegressor`, or a pipeline that ends with one. Its
-            `validation_fraction` and `verify` take no part in the search, its `refit` only in the last fit.
+            `validation_fraction` and `verify` take no part in the search, its `refit` only in the last fit,
+            where "deliver" takes one round.
         param_distributions: Other parameters of the estimator to search: Optuna's distributions, or lists of choices,
             by name as in `set_params`.
         n_candidates: Settings to judge.

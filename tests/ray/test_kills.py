@@ -63,7 +63,7 @@ def test_a_delivery_that_is_killed_ends_in_the_same_network(
     row = kills.killed(kind, 0, tmp_path / kind, delivery)
     assert row["same"]
     assert row["lost"] == 0
-    assert 0 < row["repeated"] <= kills.TASKS  # only what was under way
+    assert row["repeated"] <= kills.TASKS  # only what was under way
 
 
 @pytest.fixture

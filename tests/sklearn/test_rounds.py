@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from optuna.distributions import FloatDistribution
 from sklearn.datasets import load_iris, make_classification
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import hypertune_mip as ht
@@ -21,7 +23,7 @@ from hypertune_mip_sklearn.rounds import trained_in_rounds
 CONFIG = {"decay": 0.01}
 
 
-def trainer(network: nn.Module) -> ht.Trainer:
+def trainer(network: nn.Module, *, rate: float = 0.05) -> ht.Trainer:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(32, 3, generator=generator)
     y = x.sum(1, keepdim=True) + torch.randn(32, 1, generator=generator)
@@ -35,7 +37,7 @@ def trainer(network: nn.Module) -> ht.Trainer:
         [(x[:16], y[:16]), (x[16:], y[16:])],
         metric=lambda model, batch: {"loss": (model(batch[0]) - batch[1]).square().mean()},
         val_loader=[(x, y)],
-        recipe=ht.Recipe(epochs=2, optimizer=lambda parameters, config: torch.optim.SGD(parameters, lr=0.05)),
+        recipe=ht.Recipe(epochs=2, optimizer=lambda parameters, config: torch.optim.SGD(parameters, lr=rate)),
         initialize="given",
     )
 
@@ -55,14 +57,57 @@ def scripted(*scores: float) -> Any:
 
 
 def test_each_round_starts_from_the_mean_of_those_before(network: nn.Module) -> None:
-    by_hand = trainer(network)
-    first = by_hand.branch([CONFIG], share=1.0, start=network, seed=7, progress=False).networks[0]
-    second = by_hand.branch([CONFIG], share=1.0, start=first, seed=8, progress=False).networks[0]
-    found = trained_in_rounds(trainer(network), network, CONFIG, 2, seed=7)
-    assert found.rounds == 2
-    torch.testing.assert_close(found.network.weight, (first.weight + second.weight) / 2)
-    assert not found.network.training
+    by_hand, mean, networks = trainer(network), network, []
+    for number in range(3):
+        networks += by_hand.branch([CONFIG], share=1.0, start=mean, seed=7 + number, progress=False).networks
+        mean = copy.deepcopy(networks[0])
+        with torch.no_grad():
+            mean.weight.copy_(torch.stack([each.weight for each in networks]).mean(0))
+            mean.bias.copy_(torch.stack([each.bias for each in networks]).mean(0))
+    made, rounds = trained_in_rounds(trainer(network), network, CONFIG, 3, seed=7)
+    assert rounds == 3
+    torch.testing.assert_close(made.weight, mean.weight)
+    assert torch.dist(networks[2].weight, mean.weight) > 1e-3
+    assert not made.training
     assert not network.weight.any()  # the start is left alone
+
+
+def test_running_statistics_are_those_of_the_mean() -> None:
+    start = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    by = trainer(start, rate=0.3)
+    made, rounds = trained_in_rounds(by, start, CONFIG, 3, seed=0)
+    assert rounds == 3
+    found = made[1].running_mean.clone()
+    by.collect_statistics(made, CONFIG)
+    torch.testing.assert_close(made[1].running_mean, found)
+    assert float(found.abs().max()) > 1e-3
+
+
+class Growing(nn.Module):
+    """Has a buffer that grows with every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen = torch.cat([self.seen, x[:1, 0]])
+        return self.linear(x)
+
+
+def test_networks_that_cannot_be_averaged_end_the_rounds() -> None:
+    start = Growing()
+    made, rounds = trained_in_rounds(trainer(start), start, CONFIG, 3, seed=0)
+    assert rounds == 1
+    assert len(made.seen) == 5  # two epochs of two batches
+
+
+@pytest.mark.filterwarnings("ignore:Real training diverged:hypertune_mip.HypertuneWarning")
+def test_a_first_round_that_diverges_is_an_error(network: nn.Module) -> None:
+    with pytest.raises(ht.TrainingError, match=r"The training at .* diverged. Try a smaller learning rate"):
+        trained_in_rounds(trainer(network, rate=1e30), network, CONFIG, 3, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +116,7 @@ def test_each_round_starts_from_the_mean_of_those_before(network: nn.Module) -> 
         ((1.0, 0.9, 0.8, 0.7), 4),
         ((1.0, 0.9, 0.9), 2),
         ((1.0, 0.995), 1),  # by less than a hundredth
-        ((-1.0, -1.005), 1),
-        ((-1.0, -1.02, -1.0), 2),
+        ((-0.9, -0.901, -0.9), 2),  # as of an AUC, which has no zero to take a hundredth of
         ((1.0, math.nan), 1),
         ((math.nan, 1.0), 1),
     ],
@@ -80,10 +124,10 @@ def test_each_round_starts_from_the_mean_of_those_before(network: nn.Module) -> 
 def test_rounds_end_with_the_last_one_that_is_better(
     scores: tuple[float, ...], rounds: int, network: nn.Module
 ) -> None:
-    found = trained_in_rounds(trainer(network), network, CONFIG, 4, seed=0, score=scripted(*scores))
-    assert found.rounds == rounds
-    expected = trained_in_rounds(trainer(network), network, CONFIG, rounds, seed=0)
-    torch.testing.assert_close(found.network.weight, expected.network.weight)
+    found, count = trained_in_rounds(trainer(network), network, CONFIG, 4, seed=0, score=scripted(*scores))
+    assert count == rounds
+    expected, _ = trained_in_rounds(trainer(network), network, CONFIG, rounds, seed=0)
+    torch.testing.assert_close(found.weight, expected.weight)
 
 
 def fitted(x: np.ndarray, y: np.ndarray, **options: Any) -> HyperTuneClassifier:
@@ -107,23 +151,33 @@ def test_without_rows_to_judge_by_there_is_one_round() -> None:
     assert fitted(x, y, refit="retrain").n_rounds_ == 0
 
 
-def test_an_objective_that_is_maximised_takes_the_same_rounds() -> None:
+def test_a_score_that_is_maximised_takes_no_fewer_rounds() -> None:
+    """An AUC can never grow by a hundredth of itself where it is near 1."""
     x, y = make_classification(1000, 8, n_informative=6, random_state=2)
-    options: dict[str, Any] = {"learning_rate": 2e-2, "epochs": 5}
+    rounds = {}
+    for name, way in (("auc", 1.0), ("loss of auc", -1.0)):
 
-    def likelihood(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-        return {"likelihood": -nn.functional.cross_entropy(model(batch["x"]), batch["y"])}
+        def score(outputs: torch.Tensor, targets: torch.Tensor, name: str = name, way: float = way) -> dict[str, float]:
+            auc = roc_auc_score(targets, outputs[:, 1] - outputs[:, 0])
+            return {name: auc if way > 0 else 1.0 - auc}
 
-    down = fitted(x, y, **options)
-    up = fitted(x, y, metric=likelihood, objective="likelihood", directions={"likelihood": "maximize"}, **options)
-    assert up.n_rounds_ == down.n_rounds_ > 1
-    np.testing.assert_allclose(up.predict_proba(x), down.predict_proba(x), atol=1e-4)
+        rounds[name] = fitted(
+            x,
+            y,
+            learning_rate=2e-2,
+            epochs=5,
+            metric=ht.metrics.whole_set(lambda model, batch: model(batch["x"]), score),
+            objective=name,
+            directions={"auc": "maximize"} if way > 0 else None,
+        ).n_rounds_
+    assert rounds["auc"] >= rounds["loss of auc"] > 1
 
 
 def test_few_rows_get_few_steps() -> None:
-    """750 steps of a single training from 600 rows on, in proportion for fewer, but at least 150."""
+    """750 steps from 600 rows to train on, in proportion for fewer, but at least 150; of any training."""
     for rows, steps in ((1200, 750), (450, 562), (60, 150)):
         x, y = make_classification(int(rows / 0.8), 5, random_state=0)
-        surrogate = fitted(x, y, epochs="auto", refit="materialize").surrogate_
-        trained = surrogate.recipe.epochs * len(surrogate.train_loader)
-        assert abs(trained - steps) <= len(surrogate.train_loader)
+        model = fitted(x, y, epochs="auto", refit="materialize")
+        history, single = model.history_, model.surrogate_
+        assert abs(history[-1]["step"] - steps) <= history[0]["step"]
+        assert abs(single.recipe.epochs * len(single.train_loader) - steps) <= len(single.train_loader)
