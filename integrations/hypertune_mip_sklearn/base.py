@@ -42,6 +42,7 @@ _FEW_ROWS, _FEW_STEPS = 600, 150  # with fewer rows there are fewer steps in pro
 _FEWEST_EPOCHS = 10
 _FINE = 0.3  # of the epochs and of the learning rate, in each round that trains what the hypernetwork made further
 _ROUNDS = 5  # at most
+_JUDGES = 100  # rows; fewer cannot tell whether a further round pays
 _SETTINGS = (3, 8)  # that share a step, each with a batch of its own
 _FEWEST_STEPS = 10  # in an epoch that settings may share, where the epochs are given
 _AT_ONCE = 2**24  # multiplications, about: a step with fewer takes no time beside its overhead
@@ -351,10 +352,10 @@ class HyperTuneEstimator(CallbackSupportMixin, TableEstimator):  # type: ignore[
         """What the hypernetwork makes at the best setting, trained further on all rows, as long as it pays.
 
         How long that is, trainings on the rows `train` tell, from the same weights: their rounds end with the last one
-        that is better for the rows `validation`. Where none were held back there is one round.
+        that is better for the rows `validation`. Where few or none were held back there is one round.
         """
         seed, rounds = seed % 1000, 1
-        if validation is not None:
+        if validation is not None and len(validation) >= _JUDGES:
             judge, way = self._trainer(rows, _FINE, train=train, validation=validation), self._objective_sign
 
             def score(network: nn.Module) -> float:

@@ -50,8 +50,9 @@ class HyperTuneClassifier(ClassifierMixin, HyperTuneEstimator):  # type: ignore[
         learning_rate: Of Adam, which decays along half a cosine; in the rounds of `refit="deliver"` it is 0.3 of that.
         validation_fraction: Share of the data that settings are judged by, or a splitter, whose first split is taken.
         refit: "deliver" trains the network that the hypernetwork makes at the best setting further on all data, in
-            rounds of which it takes the mean; how many, up to five, is found on the data that settings are judged by,
-            and with `config` there is one. "materialize" takes the network as it is; "retrain" trains one from scratch.
+            rounds of which it takes the mean; how many, up to five, is found on the data that settings are judged by.
+            There is one where these are fewer than 100 rows, or with `config` none. "materialize" takes the network as
+            it is; "retrain" trains one from scratch.
         verify: How many settings to train for real, none or at least three, to measure and calibrate the surrogate
             (needs the extra [calibration]). Where the report has doubts, the best of these trainings is the best
             setting, and a network is trained there.

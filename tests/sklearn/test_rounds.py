@@ -139,6 +139,7 @@ def test_as_many_rounds_as_rows_that_were_held_back_ask_for() -> None:
     """What is not learned yet takes several; where there is nothing to learn there is one."""
     x, y = make_classification(1000, 8, n_informative=6, random_state=2)
     assert 1 < fitted(x, y, learning_rate=2e-2, epochs=5).n_rounds_ <= _ROUNDS
+    assert fitted(x[:400], y[:400], learning_rate=2e-2, epochs=5).n_rounds_ == 1  # 80 rows cannot tell
     noise = np.random.default_rng(0).integers(0, 2, len(y))
     assert fitted(x, noise, epochs=60).n_rounds_ == 1
 
