@@ -53,7 +53,7 @@ def ray_delivery_kills() -> str:
     ]  # fmt: skip
     note = (
         f"\n\n{document['branches']} branches a delivery, {document['tasks']} tasks at a time. The same network: equal"
-        " config, branches, values and sums of weights. No finished branch was trained again."
+        " config, branches, values and sums of weights."
     )
     return table(header, lines) + note + environment(document)
 
